@@ -1,0 +1,1 @@
+"""From files to batches of numpy arrays; no flax, no optax."""

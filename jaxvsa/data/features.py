@@ -1,0 +1,261 @@
+"""Video features as one ragged table, the manifest that describes it, and the folder it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import digest_bytes
+
+DTYPES: dict[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,3}$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What the features are: written beside them, kept in every checkpoint trained on them.
+
+    Attributes:
+        encoder: name of the network that made them.
+        width: values per row.
+        dtype: stored type, "float16" or "bfloat16".
+        rows_per_s: rows per second of video, None if unknown.
+        window: frames each row was computed from, None if unknown.
+        stride: frames between two rows, None if unknown.
+        num_videos: videos in the table.
+        num_rows: rows of all videos together.
+        digest: blake2b over counts and values, videos in the order of the table (sorted by name).
+    """
+
+    encoder: str
+    width: int
+    dtype: str
+    rows_per_s: float | None
+    window: int | None
+    stride: int | None
+    num_videos: int
+    num_rows: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, one per field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """The manifest `to_dict` wrote.
+
+        Raises:
+            UserError: a field is missing or unknown.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != fields:
+            odd = sorted(set(values) ^ fields)
+            raise UserError(f"feature manifest: missing or unknown fields {odd}; prepare again")
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """Features of all videos, one below the other without padding.
+
+    Attributes:
+        values_nf: (n,f) float16 or bfloat16, contiguous; video g owns `count_g[g]` rows from
+            `start_g[g]`.
+        start_g: int64, first row of each video.
+        count_g: int32, rows of each video, at least 1.
+        row: video name -> g, in the order of the table.
+    """
+
+    values_nf: np.ndarray
+    start_g: np.ndarray
+    count_g: np.ndarray
+    row: dict[str, int]
+
+    @classmethod
+    def from_counts(
+        cls, values_nf: np.ndarray, count_g: np.ndarray, videos: Sequence[str]
+    ) -> FeatureTable:
+        """The table of `videos`, whose rows lie one after another in `values_nf`."""
+        count_g = np.asarray(count_g, np.int32)
+        end_g = np.cumsum(count_g, dtype=np.int64)
+        if len(videos) != len(count_g) or (end_g[-1] if len(end_g) else 0) != len(values_nf):
+            raise ValueError(
+                f"{len(videos)} videos and {count_g.sum()} counted rows for {len(values_nf)} rows"
+            )
+        return cls(values_nf, end_g - count_g, count_g, {v: g for g, v in enumerate(videos)})
+
+    @property
+    def width(self) -> int:
+        """Values per row, f."""
+        return self.values_nf.shape[1]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the stored type, a key of `DTYPES`."""
+        return self.values_nf.dtype.name
+
+    def of(self, video: str) -> np.ndarray:
+        """Rows of one video, (t,f): a view."""
+        g = self.row[video]
+        return self.values_nf[self.start_g[g] : self.start_g[g] + self.count_g[g]]
+
+    def rows(self, videos: Sequence[str]) -> np.ndarray:
+        """Position g of each video in the table: int32 (b,).
+
+        Raises:
+            UserError: a video has no features here.
+        """
+        absent = sorted({video for video in videos if video not in self.row})
+        if absent:
+            raise UserError(
+                f"{len(absent)} videos have no features in the table, first: {absent[:5]}"
+            )
+        return np.fromiter((self.row[video] for video in videos), np.int32, len(videos))
+
+    def digest(self) -> str:
+        """blake2b over counts and values in table order; independent of the machine's byte order."""
+        values_nf = np.ascontiguousarray(self.values_nf).view(np.uint16)
+        counts = self.count_g.astype("<i4", copy=False)
+        return digest_bytes(counts.tobytes(), memoryview(values_nf.astype("<u2", copy=False)))
+
+    def describe(
+        self,
+        encoder: str,
+        rows_per_s: float | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> Manifest:
+        """The manifest of this table: what only the caller knows, and what the table says."""
+        return Manifest(
+            encoder=encoder,
+            width=self.width,
+            dtype=self.dtype,
+            rows_per_s=rows_per_s,
+            window=window,
+            stride=stride,
+            num_videos=len(self.row),
+            num_rows=len(self.values_nf),
+            digest=self.digest(),
+        )
+
+
+def file_name(video: str, suffix: str = ".npy") -> str:
+    """Feature file of a video: its name without a media extension, then `suffix`.
+
+    Source: VC-CSA specification, section 3: "`video_file_id` without the last four characters".
+    Chosen: only an extension is cut (`.mp4`, `.webm`), so own video names may have none.
+    """
+    return _EXTENSION.sub("", video) + suffix
+
+
+def read_npy_folder(
+    folder: str | Path,
+    videos: Sequence[str],
+    suffix: str = ".npy",
+    limit: int | None = None,
+    missing: Literal["error", "drop"] = "error",
+    dtype: str = "float16",
+    width: int | None = None,
+) -> tuple[FeatureTable, dict[str, Any]]:
+    """Reads the features of `videos` from a folder with one (rows, width) `.npy` file per video.
+
+    Accepted types are float16, float32, float64, and bfloat16 as NumPy writes it (`V2`). The files
+    are read twice, headers first, so that memory holds the table once. Files that belong to no
+    video are left alone.
+
+    Source: VC-CSA specification, section 3: only the first V rows are used.
+
+    Args:
+        folder: the folder, e.g. `CSMV/visual_feature/I3D`.
+        videos: names; the table holds them sorted, each once.
+        suffix: end of the file name, e.g. `_r21d.npy`.
+        limit: rows kept per video, None for all.
+        missing: "error" stops when a file is missing, "drop" leaves the video out.
+        dtype: type of the table, a key of `DTYPES`.
+        width: expected values per row; None takes the first file's.
+
+    Returns:
+        The table and a report: "missing" (names), "truncated" (videos cut at `limit`).
+
+    Raises:
+        UserError: no such folder; file missing; object array, wrong type, shape or width; zero
+            rows; values that are not finite, or not in `dtype`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such feature folder; check --features")
+    paths = {video: folder / file_name(video, suffix) for video in sorted(set(videos))}
+    absent = [video for video, path in paths.items() if not path.is_file()]
+    found = {video: path for video, path in paths.items() if video not in set(absent)}
+    if absent and (missing == "error" or not found):
+        names = ", ".join(paths[video].name for video in absent[:5])
+        raise UserError(
+            f"{folder}: {len(absent)} of {len(paths)} feature files are missing, first: {names};"
+            " add them, check --suffix, or drop their comments with --missing drop"
+        )
+    shapes = [_load(path).shape for path in found.values()]
+    first = next(iter(found.values()), None)
+    width = width if width is not None else (shapes[0][1] if shapes else 0)
+    for path, shape in zip(found.values(), shapes, strict=True):
+        if shape[1] != width:
+            raise UserError(
+                f"{path}: rows are {shape[1]} wide, expected {width} (as in {first}); "
+                "one folder holds the features of one encoder"
+            )
+    count_g = np.array([min(shape[0], limit or shape[0]) for shape in shapes], np.int32)
+    values_nf = np.empty((int(count_g.sum(dtype=np.int64)), width), DTYPES[dtype])
+    table = FeatureTable.from_counts(values_nf, count_g, list(found))
+    for video, path in found.items():
+        _fill(table.of(video), path)
+    truncated = sum(int(shape[0]) > int(n) for shape, n in zip(shapes, count_g, strict=True))
+    return table, {"missing": absent, "truncated": truncated}
+
+
+def _load(path: Path) -> np.ndarray:
+    """The file as a memory map of shape (rows, width), floating point, at least one row."""
+    try:
+        rows_tf = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        why = "an object array" if "llow_pickle" in str(error) else str(error).split("\n")[0]
+        raise UserError(
+            f"{path}: not a plain numeric .npy file ({why}); write it with numpy.save"
+        ) from error
+    if not isinstance(rows_tf, np.ndarray) or rows_tf.ndim != 2:
+        shape = getattr(rows_tf, "shape", "no shape")
+        raise UserError(f"{path}: expected one array of shape (rows, width), found {shape}")
+    if rows_tf.dtype.kind == "V" and rows_tf.dtype.itemsize == 2 and not rows_tf.dtype.names:
+        rows_tf = rows_tf.view(ml_dtypes.bfloat16)
+    elif rows_tf.dtype.kind != "f" or rows_tf.dtype.itemsize > 8:
+        raise UserError(f"{path}: {rows_tf.dtype} values; features are float16, 32, 64 or bfloat16")
+    if 0 in rows_tf.shape:
+        raise UserError(
+            f"{path}: shape {rows_tf.shape} holds no features; extract them again or remove the "
+            "file and use --missing drop"
+        )
+    return rows_tf
+
+
+def _fill(out_tf: np.ndarray, path: Path) -> None:
+    """Casts the first rows of a feature file into `out_tf` and refuses what is not finite."""
+    rows_tf = _load(path)[: len(out_tf)]
+    with np.errstate(over="ignore"):
+        out_tf[...] = rows_tf
+    bad_t = np.flatnonzero(~np.isfinite(out_tf).all(axis=1))
+    if not len(bad_t):
+        return
+    if np.isfinite(rows_tf).all():
+        raise UserError(
+            f"{path}: row {bad_t[0]} holds values too large for {out_tf.dtype}; use --dtype bfloat16"
+        )
+    raise UserError(f"{path}: row {bad_t[0]} holds values that are not finite; extract it again")

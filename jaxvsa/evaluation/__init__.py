@@ -1,0 +1,1 @@
+"""Running a system over a split: outputs, intervals, tables, files."""

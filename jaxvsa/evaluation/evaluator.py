@@ -1,0 +1,110 @@
+"""Runs one task of a system over a split: outputs of every example, and states that merge."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvsa.core.mesh import put_batch
+from jaxvsa.systems.base import Batch, Params, System, Task, expand
+
+
+@functools.partial(jax.jit, static_argnames=("system", "task", "mesh"))
+def evaluation_step(
+    system: System,
+    task: Task,
+    mesh: Mesh,
+    params: Params,
+    tables: Mapping[str, jax.Array],
+    batch: Batch,
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Outputs and `valid_b` of one batch, on every device, and the batch's states.
+
+    It is compiled once per system, task, mesh and batch shape, however often `run` is called.
+    """
+    full = expand(system, tables, batch)
+    outputs = task.outputs(params, full)
+    states = task.measure(outputs, full)
+    # Replicated, so that with several processes each can read all rows.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    fetched = {**outputs, "valid_b": batch["valid_b"]}
+    return jax.lax.with_sharding_constraint(fetched, everywhere), states
+
+
+def run(
+    system: System,
+    task: Task,
+    params: Params,
+    tables: Mapping[str, jax.Array],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Evaluate all batches.
+
+    Args:
+        system: whose tables the batches refer to.
+        task: one of `system.tasks`.
+        params: the whole parameter tree.
+        tables: large arrays on the device; see `expand`.
+        batches: host batches in order, each with `valid_b`; padding rows are False there.
+        mesh: where the batches go.
+
+    Returns:
+        outputs: {name: (num_valid, ...)}, the real examples in order.
+        states: {name: state}, merged over all batches; padding is never counted.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    merged: dict[str, Any] = {}
+    pending: dict[str, jax.Array] | None = None
+    for batch in batches:
+        placed = put_batch(dict(batch), mesh)
+        fetched, states = evaluation_step(system, task, mesh, params, tables, placed)
+        merged = {name: merged[name].merge(states[name]) for name in merged} or states
+        for array in fetched.values():
+            array.copy_to_host_async()
+        if pending is not None:  # one batch late, so that reading never leaves the device idle
+            rows.append(_valid_rows(pending))
+        pending = fetched
+    if pending is None:
+        raise ValueError("nothing to evaluate: the split has no batch")
+    rows.append(_valid_rows(pending))
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, merged
+
+
+def flat_metrics(
+    states: Mapping[str, Any], split: str, label_names: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Every figure of {task: state} by its full name: {"dev/opinion/micro_f1": 0.73, ...}."""
+    flat: dict[str, float] = {}
+    for task, state in states.items():
+        flat |= flat_values(state.compute(), f"{split}/{task}", label_names[task])
+    return flat
+
+
+def flat_values(
+    values: Mapping[str, Any], prefix: str, class_names: Sequence[str]
+) -> dict[str, float]:
+    """Name values by `prefix`; an array of classes such as `f1_c` becomes "f1/<class>" each."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if name.endswith("_c"):
+            for class_name, class_value in zip(class_names, value, strict=True):
+                flat[f"{prefix}/{name[:-2]}/{class_name}"] = class_value.item()
+        else:
+            flat[f"{prefix}/{name}"] = float(value)
+    return flat
+
+
+def _valid_rows(fetched: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Host arrays without the padding rows."""
+    arrays = {name: np.asarray(array) for name, array in fetched.items()}
+    valid_b = arrays.pop("valid_b")
+    return {name: array[valid_b] for name, array in arrays.items()}

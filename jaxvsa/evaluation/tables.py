@@ -1,0 +1,201 @@
+"""What the user sees at the end: tables of results, and confusion matrices as files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxvsa.core.files import write_atomic
+
+LabelNames = Mapping[str, Sequence[str]]
+_METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
+_ABSENT = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of results.
+
+    Attributes:
+        name: what was measured: the model, a baseline, a published system.
+        values: full metric name ("test/opinion/micro_f1", "test/opinion/f1/positive") -> value in
+            0..1; whatever is missing is shown as "-".
+        errors: standard errors under the same names, shown where given.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def render(
+    rows: Sequence[Row], label_names: LabelNames, splits: Sequence[str], console: Console
+) -> None:
+    """Print, for every split, the figures of all tasks, then the F1 of every class.
+
+    In % with standard errors. Tasks stand side by side where the terminal is wide enough and
+    below each other where not; without a terminal the width is whatever the tables need.
+
+    Args:
+        rows: in the order of printing; the supports are read from the first.
+        label_names: task -> class names in index order.
+        splits: in the order of printing.
+        console: where to print.
+    """
+    for split in splits:
+        together = _summary(rows, split, list(label_names))
+        if _fits(together, console):
+            _print(together, console)
+        else:
+            for task in label_names:
+                _print(_summary(rows, split, [task]), console)
+        _print(_per_class(rows, split, label_names), console)
+
+
+def save_confusion(
+    path_csv: str | Path,
+    path_png: str | Path,
+    counts_cc: np.ndarray,
+    names: Sequence[str],
+    title: str,
+) -> None:
+    """Write a confusion matrix (c,c; rows true, columns predicted) as CSV and as a picture.
+
+    The CSV has a header and one row per true class; the picture shows counts and row percentages.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *names])
+    for name, counts_c in zip(names, counts_cc.tolist(), strict=True):
+        writer.writerow([name, *counts_c])
+    write_atomic(path_csv, text.getvalue())
+    write_atomic(path_png, _heat_map(counts_cc, names, title))
+
+
+def _summary(rows: Sequence[Row], split: str, tasks: Sequence[str]) -> Table:
+    columns = {
+        f"{split}/{task}/{metric}": f"{task}\n{heading}"
+        for task in tasks
+        for metric, heading in _METRICS.items()
+    }
+    shown = [row for row in rows if any(name in row.values for name in columns)]
+    cells = [_percents(columns[name], ((row, name) for row in shown)) for name in columns]
+    table = _table(f"{split}: {', '.join(tasks)} (%)", columns.values())
+    for row, *texts in zip(shown, *cells, strict=True):
+        table.add_row(row.name, *texts)
+    return table
+
+
+def _per_class(rows: Sequence[Row], split: str, label_names: LabelNames) -> Table:
+    classes = [(task, name) for task, names in label_names.items() for name in names]
+    metrics = [f"{split}/{task}/f1/{name}" for task, name in classes]
+    shown = [row for row in rows if any(name in row.values for name in metrics)]
+    headings = [row.name.replace(" ", "\n") for row in shown]
+    cells = [
+        _percents(heading, ((row, name) for name in metrics))
+        for heading, row in zip(headings, shown, strict=True)
+    ]
+    table = _table(f"{split}: F1 of every class (%)", ["support", *headings])
+    for (task, name), *texts in zip(classes, *cells, strict=True):
+        support = rows[0].values.get(f"{split}/{task}/support/{name}")
+        last = name == label_names[task][-1] and (task, name) != classes[-1]
+        count = _ABSENT if support is None else f"{support:.0f}"
+        table.add_row(f"{task} {name}", count, *texts, end_section=last)
+    return table
+
+
+def _table(title: str, headings: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _percents(heading: str, cells: Iterable[tuple[Row, str]]) -> list[Text]:
+    """One column, its decimal points below each other whether or not an error follows."""
+    values, errors = [], []
+    for row, name in cells:
+        values.append(f"{100 * row.values[name]:.2f}" if name in row.values else _ABSENT)
+        errors.append(f" ±{100 * row.errors[name]:.2f}" if name in row.errors else "")
+    right = max(map(len, errors), default=0)
+    left = max(*map(len, values), max(map(len, heading.split("\n"))) - right)
+    # Justified left by itself: the column's own justification would strip the blanks at the end.
+    return [
+        Text(value.rjust(left) + error.ljust(right), justify="left")
+        for value, error in zip(values, errors, strict=True)
+    ]
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    return console.measure(table, options=console.options.update(width=10_000)).maximum
+
+
+def _fits(table: Table, console: Console) -> bool:
+    return not console.is_terminal or _natural_width(table, console) <= console.width
+
+
+def _print(table: Table, console: Console) -> None:
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, _natural_width(table, console))
+    console.print(table)
+    console.width = width
+
+
+def _heat_map(counts_cc: np.ndarray, names: Sequence[str], title: str) -> bytes:
+    """PNG of the matrix; colour is the share of the row, so that rare classes are seen as well."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    total = counts_cc.sum(axis=1, keepdims=True)
+    share_cc = counts_cc / np.maximum(total, 1)
+    side = 2.6 + 0.95 * len(names)
+    figure = Figure(figsize=(side + 1.0, side), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share_cc, cmap="Blues", vmin=0.0, vmax=1.0)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(
+        ticks, [f"{name}\n(n = {count:,})" for name, count in zip(names, total[:, 0], strict=True)]
+    )
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _write_cells(axes, counts_cc, share_cc)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1.0))
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _write_cells(axes: Any, counts_cc: np.ndarray, share_cc: np.ndarray) -> None:
+    for (true, predicted), count in np.ndenumerate(counts_cc):
+        share = share_cc[true, predicted]
+        colour = "white" if share > 0.55 else "black"
+        axes.text(
+            predicted,
+            true,
+            f"{count:,}\n{100 * share:.1f} %",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=9,
+            fontweight="bold" if true == predicted else "normal",
+        )

@@ -1,0 +1,1 @@
+"""Foreign weights to and from our trees, one file per foreign model."""

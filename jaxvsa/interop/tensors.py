@@ -1,0 +1,106 @@
+"""Safetensors files in and out as numpy arrays; bfloat16 without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import read_json, write_atomic
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def load_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors by name, from one file or from a folder as Hugging Face writes it.
+
+    Args:
+        path: a .safetensors file, or a folder with `model.safetensors` or with
+            `model.safetensors.index.json` and the files it names.
+
+    Raises:
+        UserError: file missing, truncated or of an unknown type; a shard without a tensor that
+            the index promises.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _load_file(path)
+    if (path / WEIGHTS).exists():
+        return _load_file(path / WEIGHTS)
+    if not (path / INDEX).exists():
+        raise UserError(f"{path}: no weights; expected {WEIGHTS} or {INDEX}{_hint(path)}")
+    return _load_shards(path)
+
+
+def save_safetensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes one file, complete or not at all; `metadata` is text in its header."""
+    # The library writes memory as it lies: a transposed view would come back scrambled.
+    dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    write_atomic(path, safetensors.numpy.save(dense, dict(metadata) if metadata else None))
+
+
+def _load_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        stored = safetensors.deserialize(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    return {name: _to_array(path, name, entry) for name, entry in stored}
+
+
+def _to_array(path: Path, name: str, entry: dict) -> np.ndarray:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise UserError(
+            f"{path}: tensor '{name}' has type {entry['dtype']}; known: {sorted(_DTYPES)}"
+        )
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+
+
+def _load_shards(folder: Path) -> dict[str, np.ndarray]:
+    index = read_json(folder / INDEX, "index of the weights")
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{folder / INDEX}: no 'weight_map'; it should name a file per tensor")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(files.values())):
+        tensors |= _load_file(folder / file)
+    for name, file in files.items():
+        if name not in tensors:
+            raise UserError(f"{folder / file}: no tensor '{name}', which {INDEX} promises")
+    return tensors
+
+
+def _hint(folder: Path) -> str:
+    """What the folder holds instead, where that explains the mistake."""
+    found = {file.suffix for file in folder.iterdir()}
+    if ".bin" in found:
+        return "; found .bin files: save the model with safe_serialization=True"
+    if found & {".npy", ".jpg", ".jpeg", ".png", ".mp4"}:
+        return "; this looks like a folder of images or features, not of a model"
+    return ""

@@ -1,0 +1,1 @@
+"""Linen modules that more than one system uses."""

@@ -1,0 +1,151 @@
+"""Attention with masks, and its exact short form for few queries over a long memory.
+
+The key bias of torch's MultiheadAttention has no parameter here: it adds the same number to all
+logits of a query, and softmax does not see it.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvsa.core.precision import Precision, island
+from jaxvsa.core.shapes import bind_dims
+from jaxvsa.layers.initializers import uniform_fan_in, xavier_uniform
+
+
+def masked_softmax(logits: jax.Array, keep: jax.Array) -> jax.Array:
+    """Softmax over the last axis of the entries with keep = True, in at least float32.
+
+    A row with nothing to attend to yields zeros, with finite gradients.
+
+    Args:
+        logits: (..., z).
+        keep: bool, broadcastable to `logits`; True = real.
+    """
+    logits = logits.astype(island(logits))
+    safe = jnp.where(keep, logits, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(safe, axis=-1, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    weights = jnp.exp(jnp.where(keep, logits - top, -jnp.inf))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention of one width, scaled by 1/sqrt(head width); nothing around it.
+
+    Source: VC-CSA code, the attention inside consensus and final text fusion (torch's
+    MultiheadAttention, dropout on the attention weights).
+
+    Attributes:
+        num_heads: heads h; must divide the width d.
+        dropout: rate on the attention weights.
+        fold: compute through the queries (see `_folded`); same function, fewer operations where
+            there are few queries.
+        precision: dtypes.
+    """
+
+    num_heads: int
+    dropout: float
+    fold: bool
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self, query_bqd: jax.Array, memory_bzd: jax.Array, keep_bqz: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends from queries to a memory.
+
+        Args:
+            query_bqd: (b,q,d).
+            memory_bzd: (b,z,d), keys and values.
+            keep_bqz: bool, True where query q may see row z; q may be 1 to share a mask.
+            deterministic: no dropout.
+
+        Returns:
+            (b,q,d) outputs and (b,q,h,z) attention weights before dropout.
+
+        Raises:
+            ValueError: sizes differ between arguments, or heads do not divide the width.
+        """
+        bind_dims(query_bqd=query_bqd, memory_bzd=memory_bzd)
+        width = query_bqd.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide width {width}")
+        head = (self.num_heads, width // self.num_heads)
+        xavier, zeros = xavier_uniform(width, 3 * width), nn.initializers.zeros
+        store, compute = self.precision.param_dtype, self.precision.compute_dtype
+
+        def param(name: str, init: nn.initializers.Initializer, *shape: int) -> jax.Array:
+            return self.param(name, init, shape, store).astype(compute)
+
+        query_dhe = param("query_kernel", xavier, width, *head)
+        key_dhe = param("key_kernel", xavier, width, *head)
+        value_dhe = param("value_kernel", xavier, width, *head)
+        query_he = param("query_bias", zeros, *head)
+        value_he = param("value_bias", zeros, *head)
+        out_hed = param("out_kernel", uniform_fan_in(width), *head, width)
+        out_d = param("out_bias", zeros, width)
+
+        q_bqhe = jnp.einsum("bqd,dhe->bqhe", query_bqd, query_dhe) + query_he
+        q_bqhe = q_bqhe / jnp.sqrt(jnp.asarray(head[1], q_bqhe.dtype))
+        if self.fold:
+            q_bqhd = jnp.einsum("bqhe,dhe->bqhd", q_bqhe, key_dhe)
+            logits_bqhz = jnp.einsum("bqhd,bzd->bqhz", q_bqhd, memory_bzd)
+        else:
+            k_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, key_dhe)
+            logits_bqhz = jnp.einsum("bqhe,bzhe->bqhz", q_bqhe, k_bzhe)
+        attn_bqhz = masked_softmax(logits_bqhz, keep_bqz[:, :, None])
+        kept_bqhz = nn.Dropout(self.dropout)(attn_bqhz, deterministic=deterministic)
+        kept_bqhz = kept_bqhz.astype(compute)
+        if self.fold:
+            # The weights no longer sum to one after dropout, so neither does their share of bias.
+            mixed_bqhd = jnp.einsum("bqhz,bzd->bqhd", kept_bqhz, memory_bzd)
+            mixed_bqhe = jnp.einsum("bqhd,dhe->bqhe", mixed_bqhd, value_dhe)
+            mixed_bqhe += jnp.sum(kept_bqhz, axis=-1)[..., None] * value_he
+        else:
+            v_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, value_dhe) + value_he
+            mixed_bqhe = jnp.einsum("bqhz,bzhe->bqhe", kept_bqhz, v_bzhe)
+        return jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed) + out_d, attn_bqhz
+
+
+class AttentionLogits(nn.Module):
+    """The logits of attention alone, keys folded into the queries.
+
+    Source: VC-CSA code: grounding uses only the weights of its attention, so that its value and
+    output projections are dead and have no parameters here.
+
+    Attributes:
+        num_heads: heads h; must divide the query width.
+        precision: dtypes.
+    """
+
+    num_heads: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, query_bkw: jax.Array, memory_btd: jax.Array) -> jax.Array:
+        """(b,k,w) queries, (b,t,d) memory -> (b,k,h,t), scaled by 1/sqrt(w/h).
+
+        Raises:
+            ValueError: b differs, or heads do not divide w.
+        """
+        dims = bind_dims(query_bkw=query_bkw, memory_btd=memory_btd)
+        width, memory_width = dims["w"], dims["d"]
+        if width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide width {width}")
+        head = (self.num_heads, width // self.num_heads)
+        store, compute = self.precision.param_dtype, self.precision.compute_dtype
+        query_whe = self.param(
+            "query_kernel", xavier_uniform(width, width), (width, *head), store
+        ).astype(compute)
+        key_dhe = self.param(
+            "key_kernel", xavier_uniform(memory_width, width), (memory_width, *head), store
+        ).astype(compute)
+        query_he = self.param("query_bias", nn.initializers.zeros, head, store).astype(compute)
+        q_bkhe = jnp.einsum("bkw,whe->bkhe", query_bkw, query_whe) + query_he
+        q_bkhe = q_bkhe / jnp.sqrt(jnp.asarray(head[1], q_bkhe.dtype))
+        q_bkhd = jnp.einsum("bkhe,dhe->bkhd", q_bkhe, key_dhe)
+        return jnp.einsum("bkhd,btd->bkht", q_bkhd, memory_btd)

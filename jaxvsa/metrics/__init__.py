@@ -1,0 +1,1 @@
+"""Scores as states that merge; `compute` runs once, on the host."""

@@ -1,0 +1,186 @@
+"""VC-CSA as a `System`: batch fields, loss over all tasks, classification, parameter rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxvsa.core.config import build as build_module
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.precision import Precision
+from jaxvsa.layers.text_encoder import TextEncoder
+from jaxvsa.metrics.confusion import Confusion
+from jaxvsa.systems.base import Batch, Mean, Params, System, Task
+from jaxvsa.systems.vccsa.loss import LossOptions, task_loss
+from jaxvsa.systems.vccsa.model import VCCSA
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What only data and weights know.
+
+    Attributes:
+        label_names: task -> class names, in label order.
+        label_counts: task -> train examples of every class.
+        vocab_size: rows of the word embedding.
+        pad_id: padding token.
+        feature_width: width of the frame features; None without video.
+        feature_dtype: their dtype's name; None without video.
+    """
+
+    label_names: Mapping[str, tuple[str, ...]]
+    label_counts: Mapping[str, tuple[int, ...]]
+    vocab_size: int
+    pad_id: int
+    feature_width: int | None
+    feature_dtype: str | None
+
+
+def build_model(config: Mapping[str, Any], facts: Facts) -> VCCSA:
+    """The Linen module of `config["model"]`.
+
+    Raises:
+        UserError: an unknown, missing or mistyped key; video asked of data without features.
+    """
+    section = dict(config["model"])
+    precision = build_module(Precision, section.pop("precision"), "config.model.precision")
+    text_section = dict(section.pop("text"))
+    text = build_module(
+        TextEncoder,
+        text_section,
+        "config.model.text",
+        vocab_size=facts.vocab_size,
+        pad_id=facts.pad_id,
+        precision=precision,
+    )
+    variant = section.get("variant")
+    if variant != "text" and facts.feature_width is None:
+        raise UserError(
+            f"config.model.variant is {variant!r}, but the data has no video features; "
+            "prepare it with --features, or use variant 'text'"
+        )
+    return build_module(
+        VCCSA,
+        section,
+        "config.model",
+        num_classes={task: len(names) for task, names in facts.label_names.items()},
+        text=None if variant == "video" else text,
+        precision=precision,
+    )
+
+
+def build(config: Mapping[str, Any], facts: Facts) -> System:
+    """The system of a resolved configuration.
+
+    Args:
+        config: plain values; sections "model" and "loss" are read.
+        facts: see `Facts`.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    model = build_model(config, facts)
+    options = build_module(LossOptions, config["loss"], "config.loss")
+    tasks = tuple(facts.label_names)
+    uses_text, uses_video = model.variant != "video", model.variant != "text"
+
+    def logits(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, jax.Array]:
+        return model.apply(
+            {"params": params},
+            batch["ids_bl"] if uses_text else None,
+            batch["length_b"] if uses_text else None,
+            batch["video_btf"] if uses_video else None,
+            jnp.sum(batch["frame_bt"] >= 0, axis=1, dtype=jnp.int32) if uses_video else None,
+            rng is None,
+            rngs=None if rng is None else {"dropout": rng},
+        )
+
+    def init(rng: jax.Array, batch: Batch) -> Params:
+        def start(model: VCCSA) -> None:
+            model(
+                batch["ids_bl"] if uses_text else None,
+                batch["length_b"] if uses_text else None,
+                batch["video_btf"] if uses_video else None,
+                jnp.sum(batch["frame_bt"] >= 0, axis=1) if uses_video else None,
+                True,
+            )
+
+        return model.init(rng, method=start)["params"]
+
+    def loss(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, Mean]:
+        terms, valid_b = {}, batch["valid_b"]
+        for task, logits_bc in logits(params, batch, rng).items():
+            value_b = task_loss(
+                options, logits_bc, batch[f"label_{task}_b"], facts.label_counts[task]
+            )
+            terms[f"{task}_loss"] = Mean.of(value_b, valid_b)
+        total = sum(term.total for term in terms.values())
+        weight = next(iter(terms.values())).weight
+        return {"loss": Mean(jnp.asarray(total), weight), **terms}
+
+    def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        found = logits(params, batch, None)
+        return {task: jax.nn.softmax(logits_bc, axis=-1) for task, logits_bc in found.items()}
+
+    def measure(found: Mapping[str, jax.Array], batch: Batch) -> dict[str, Confusion]:
+        return {
+            task: Confusion.from_batch(found[task], batch[f"label_{task}_b"], batch["valid_b"])
+            for task in tasks
+        }
+
+    fields: dict[str, tuple[str, Any]] = {"valid_b": ("b", jnp.bool_)}
+    fields |= {f"label_{task}_b": ("b", jnp.int32) for task in tasks}
+    if uses_text:
+        fields |= {"ids_bl": ("bl", jnp.int32), "length_b": ("b", jnp.int32)}
+    if uses_video:
+        fields |= {"frame_bt": ("bt", jnp.int32), "video_btf": ("btf", facts.feature_dtype)}
+    frozen = bool(config["weights"]["freeze_text"]) and uses_text
+    return System(
+        name="vccsa",
+        fields=fields,
+        init=init,
+        loss=loss,
+        tasks={"classify": Task(outputs, measure)},
+        tables={"video_btf": ("video", "frame_bt")} if uses_video else {},
+        trainable=((r"text/.*", False), (r".*", True)) if frozen else ((r".*", True),),
+        parts=PARTS,
+        partition=PARTITION_OF[model.variant],
+    )
+
+
+
+PARTS = (("text", r"text/.*"), ("heads", r"head_.*"), ("fusion", r".*"))
+"""Parts with a learning-rate factor of their own (`config.optim.part_lr`)."""
+
+_TEXT_RULES = (
+    (r"text/layers/(query|key|value|mlp_in)/kernel", P(None, "fsdp", "tensor")),
+    (r"text/layers/(out|mlp_out)/kernel", P(None, "tensor", "fsdp")),
+    (r"text/word/embedding", P("fsdp", "tensor")),
+    (r"(words_kernel|fusion_text_kernel)", P("fsdp", "tensor")),
+    (r"final/(query|key|value)_kernel", P("fsdp", "tensor")),
+    (r"final/out_kernel", P("tensor", None, "fsdp")),
+)
+_VIDEO_RULES = (
+    (r"pyramid/.*kernel.*", P("fsdp", "tensor")),
+    (r"consensus/layer_\d+/(query|key|value)_kernel", P(None, "fsdp", "tensor")),
+    (r"consensus/layer_\d+/out_kernel", P(None, "tensor", None, "fsdp")),
+    (r"grounding/.*_kernel", P("fsdp", "tensor")),
+    (r"consensus/video_kernel", P(None, "fsdp", "tensor")),
+    (r"cell/hidden_kernel", P("fsdp")),
+)
+_BOTH_RULES = (
+    (r"consensus/text_kernel", P(None, "fsdp", "tensor")),
+    (r"(scales_kernel|fusion_video_kernel)", P("fsdp", "tensor")),
+)
+_REST = ((r".*", P()),)
+PARTITION_OF: dict[str, tuple[tuple[str, P], ...]] = {
+    "both": (*_TEXT_RULES, *_VIDEO_RULES, *_BOTH_RULES, *_REST),
+    "text": (*_TEXT_RULES, *_REST),
+    "video": (*_VIDEO_RULES, *_REST),
+}
+"""Variant -> sharding of large kernels over the mesh axes fsdp and tensor."""

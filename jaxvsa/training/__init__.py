@@ -1,0 +1,1 @@
+"""State, step, loop and optimiser, the same for every system."""

@@ -1,0 +1,47 @@
+"""The training state: everything that a step reads and writes, and that a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxvsa.core import trees
+from jaxvsa.systems.base import Params, System
+
+
+class State(struct.PyTreeNode):
+    """One point of a run.
+
+    Attributes:
+        step: int32 scalar, updates tried so far.
+        rng: key of the run; folded with the step and the micro-batch, never split in place.
+        learn: parameters with a gradient, nested dicts.
+        held: frozen parameters: no gradient, no moments, and not in the checkpoint (their digest
+            is).
+        opt: optimiser state over `learn`.
+        skipped: int32 scalar, updates refused because a gradient was not finite.
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    learn: Any
+    held: Any
+    opt: Any
+    skipped: jax.Array
+
+    def params(self) -> Params:
+        """The whole parameter tree."""
+        return trees.join(self.learn, self.held)
+
+
+def start(
+    system: System, tx: optax.GradientTransformation, params: Params, rng: jax.Array
+) -> State:
+    """The state before the first update."""
+    learn, held = trees.split(params, system.trainable)
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, rng, learn, held, tx.init(learn), zero)

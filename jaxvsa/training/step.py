@@ -1,0 +1,99 @@
+"""The one training step, for every system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvsa.core import trees
+from jaxvsa.systems.base import Mean, System, expand
+from jaxvsa.training.state import State
+
+
+def gradients(
+    system: System,
+    state: State,
+    tables: Mapping[str, jax.Array],
+    micro: Mapping[str, jax.Array],
+    axis_name: str | None = None,
+) -> tuple[Any, dict[str, Mean]]:
+    """Gradient of the mean loss over all micro-batches, and the loss terms.
+
+    Args:
+        system: whose loss is differentiated with respect to `state.learn`.
+        state: read only.
+        tables: arrays of `system.tables`.
+        micro: batch with leading axes (accumulation, b).
+        axis_name: of a mapped device axis to add over; None under jit, where arrays are global.
+
+    Raises:
+        ValueError: accumulation > 1 for a loss that looks across examples: each micro-batch would
+            see its own examples only, and the result would be silently wrong.
+    """
+    count = jax.tree.leaves(micro)[0].shape[0]
+    if system.couples_batch and count > 1:
+        raise ValueError(f"{system.name}: its loss looks across examples; accumulation must be 1")
+    rng = jax.random.fold_in(state.rng, state.step)
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+
+    def total(
+        learn: Any, index: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, Mean]]:
+        full = expand(system, tables, batch)
+        terms = system.loss(
+            trees.join(learn, state.held), full, jax.random.fold_in(rng, index)
+        )
+        return terms["loss"].total, terms
+
+    def one(carry: Any, item: Any) -> tuple[Any, None]:
+        found = jax.grad(total, has_aux=True)(state.learn, *item)
+        return jax.tree.map(jnp.add, carry, found), None
+
+    items = (jnp.arange(count), micro)
+    if count == 1:
+        found = jax.grad(total, has_aux=True)(state.learn, *jax.tree.map(lambda x: x[0], items))
+    else:
+        first = jax.tree.map(lambda x: x[0], items)
+        shapes = jax.eval_shape(jax.grad(total, has_aux=True), state.learn, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        found, _ = jax.lax.scan(one, zeros, items)
+    if axis_name is not None:
+        found = jax.lax.psum(found, axis_name)
+    grads, terms = found
+    weight = jnp.maximum(terms["loss"].weight, 1)
+    return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads), terms
+
+
+def train_step(
+    system: System,
+    tx: optax.GradientTransformation,
+    state: State,
+    tables: Mapping[str, jax.Array],
+    micro: Mapping[str, jax.Array],
+    axis_name: str | None = None,
+) -> tuple[State, dict[str, Any]]:
+    """One update; pure. A gradient that is not finite leaves parameters and moments as they are.
+
+    Returns:
+        The next state, and the loss terms as `Mean`s with the scalars "grad_norm" and "finite".
+    """
+    grads, terms = gradients(system, state, tables, micro, axis_name)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt = tx.update(grads, state.opt, state.learn)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    after = state.replace(
+        step=state.step + 1,
+        learn=keep(optax.apply_updates(state.learn, updates), state.learn),
+        opt=keep(opt, state.opt),
+        skipped=state.skipped + jnp.logical_not(finite),
+    )
+    return after, {**terms, "grad_norm": norm, "finite": finite}

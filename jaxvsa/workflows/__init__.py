@@ -1,0 +1,1 @@
+"""What a door calls; the only room that sees all the others."""

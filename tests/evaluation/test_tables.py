@@ -1,0 +1,99 @@
+"""What the user sees at the end."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxvsa.evaluation.evaluator import flat_metrics
+from jaxvsa.evaluation.tables import Row, render, save_confusion
+from jaxvsa.metrics.confusion import Confusion
+
+NAMES = {"opinion": ("positive", "neutral", "negative"), "emotion": ("joy", "fear")}
+OPINION = np.array([[30, 10, 0], [5, 40, 5], [0, 5, 5]])
+EMOTION = np.array([[80, 5], [10, 5]])
+
+
+def _rows():
+    states = {"opinion": Confusion(OPINION), "emotion": Confusion(EMOTION)}
+    values = flat_metrics(states, "test", NAMES) | flat_metrics(states, "dev", NAMES)
+    errors = {"test/opinion/accuracy": 0.0123, "test/emotion/f1/fear": 0.1}
+    return [
+        Row("model", values, errors),
+        Row("majority of the video", {"test/opinion/accuracy": 0.5, "test/opinion/f1/neutral": 1}),
+        Row("published", {"test/opinion/micro_f1": 0.7352}),
+    ]
+
+
+def _render(splits=("test",), **options):
+    file = io.StringIO()
+    render(_rows(), NAMES, splits, Console(file=file, **options))
+    return file.getvalue()
+
+
+def _cells(text, start):
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return line.split()
+
+
+def test_render_shows_percent_and_errors_by_hand():
+    text = _render()
+    # Opinion: (30+40+5)/100 right, F1 60/75, 80/105, 10/20. Emotion: 85/100, F1 160/175, 10/25.
+    want = ["75.00", "±1.23", "75.00", "68.73", "85.00", "85.00", "65.71"]
+    assert _cells(text, "model")[1:] == want
+    assert _cells(text, "majority")[-6:] == ["50.00", "-", "-", "-", "-", "-"]
+    assert _cells(text, "published")[1:] == ["-", "73.52", "-", "-", "-", "-"]
+    assert _cells(text, "opinion neutral")[2:] == ["50", "76.19", "100.00"]
+    assert _cells(text, "emotion fear")[2:] == ["15", "40.00", "±10.00", "-"]
+
+
+def test_render_without_a_terminal_wraps_and_cuts_nothing():
+    assert _render(width=20) == _render(width=300)
+    assert "majority of the video" in _render(width=20)
+
+
+def test_render_keeps_the_decimal_points_of_a_column_below_each_other():
+    lines = _render().splitlines()
+    starts = {line.index(x) for line in lines for x in ("75.00 ±1.23", "50.00      ") if x in line}
+    assert len(starts) == 1
+
+
+def test_render_in_a_narrow_terminal_puts_tasks_below_each_other():
+    wide = _render(width=160, force_terminal=True, color_system=None)
+    narrow = _render(width=80, force_terminal=True, color_system=None)
+    assert "test: opinion, emotion (%)" in wide
+    assert "test: opinion (%)" in narrow and "test: emotion (%)" in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert _cells(narrow, "published")[1:] == ["-", "73.52", "-"]
+
+
+def test_render_keeps_the_order_of_splits():
+    text = _render(splits=("dev", "test"))
+    assert 0 <= text.index("dev: opinion") < text.index("test: opinion")
+    dev = text[: text.index("test: opinion")]
+    assert "published" not in dev  # it has no figure there
+
+
+def test_save_confusion_writes_counts_and_a_picture(tmp_path):
+    path_csv, path_png = tmp_path / "opinion.csv", tmp_path / "opinion.png"
+    save_confusion(path_csv, path_png, OPINION, NAMES["opinion"], "opinion, test")
+    with path_csv.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", "positive", "neutral", "negative"],
+            ["positive", "30", "10", "0"],
+            ["neutral", "5", "40", "5"],
+            ["negative", "0", "5", "5"],
+        ]
+    from matplotlib import image
+
+    pixels = image.imread(path_png)
+    assert min(pixels.shape[:2]) > 500
+    assert pixels[..., :3].min() < 0.1 < 0.9 < pixels[..., :3].max()
+
+
+def test_save_confusion_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError):
+        save_confusion(tmp_path / "a.csv", tmp_path / "a.png", OPINION, ("one",), "title")
+    assert not list(tmp_path.iterdir())
