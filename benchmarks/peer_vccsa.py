@@ -222,7 +222,9 @@ class HFAdamW(torch.optim.Optimizer):
         return loss
 
 
-def make_optimizer(model: nn.Module, rule: str, lr: float, **settings: Any) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, rule: str, lr: float, **settings: Any
+) -> torch.optim.Optimizer:
     """AdamW over all trainable parameters; `rule` is the place of eps, "hf" or "torch".
 
     Decay is 0 unless given, as published.

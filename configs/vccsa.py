@@ -210,9 +210,7 @@ VARIANTS: dict[str, Callable[[], ConfigDict]] = {
     ),
     "text": functools.partial(changed, paper, model={"variant": "text"}),
     "video": functools.partial(changed, paper, model={"variant": "video"}),
-    "no_consensus_mask": functools.partial(
-        changed, paper, model={"consensus": {"masked": False}}
-    ),
+    "no_consensus_mask": functools.partial(changed, paper, model={"consensus": {"masked": False}}),
     "by_video": functools.partial(changed, paper, data={"protocol": "by_video"}),
     # Supplement, Table 1: temporal scales, then consensus layers, then consensus tokens.
     "scales_2": functools.partial(consensus, 2, 1, 1),

@@ -23,10 +23,13 @@ choice, made by deleting the damaged folder.
 
 import contextlib
 import errno
+import functools
 import json
+import logging
 import math
 import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,10 +38,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import PreservationContext, PreservationPolicy
 
 from jaxvsa.core import trees
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.retention import Retention, ranked
 
 FORMAT = 1
 STATE = "state"
@@ -69,10 +72,8 @@ class Checkpoints:
             keep_newest: how many of the newest checkpoints stay, at least 1.
             keep_best: how many of those with the highest scores stay besides.
         """
-        if keep_newest < 1 or keep_best < 0:
-            raise ValueError(f"keep_newest={keep_newest} is below 1 or keep_best={keep_best} below 0")
         self.folder = pathlib.Path(folder).absolute()
-        self._retention = _Retention(keep_newest, keep_best)
+        self._retention = Retention(keep_newest, keep_best)
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
 
@@ -141,9 +142,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
+            self._close_manager()
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending. One still being written is not among them.
@@ -162,7 +161,7 @@ class Checkpoints:
 
         None if no checkpoint has a score.
         """
-        return next(iter(_ranked(self._scores())), None)
+        return next(iter(ranked(self._scores())), None)
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What was given to `save` as `meta`; tuples come back as lists.
@@ -242,7 +241,9 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         """The checked JSON record of a step."""
         if step not in self._complete():
-            raise UserError(f"{self.folder} has no checkpoint of step {step}, but {self._complete()}")
+            raise UserError(
+                f"{self.folder} has no checkpoint of step {step}, but {self._complete()}"
+            )
         path = self._file(step)
         with _reading(path):
             record = json.loads(path.read_text("utf-8"))
@@ -250,8 +251,8 @@ class Checkpoints:
             sound = newer or (record == _seal(record) and record["step"] == step)
         if newer:
             raise UserError(
-                f"{path} has format {record['format']}, this version of jaxvsa reads up to {FORMAT}; "
-                "install a newer one"
+                f"{path} has format {record['format']}, this version of jaxvsa reads up to "
+                f"{FORMAT}; install a newer one"
             )
         if not sound:
             raise _damaged(path, "the record is not what was saved")
@@ -259,6 +260,7 @@ class Checkpoints:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            _report_once()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._retention,
                 cleanup_tmp_directories=True,
@@ -266,6 +268,11 @@ class Checkpoints:
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
 
     def _clear(self, folder: pathlib.Path) -> None:
         """Removes what stands in the way of a step: `save` has seen that it is not complete."""
@@ -276,11 +283,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving_guard(self) -> Iterator[None]:
-        """Turns a failed save into one line and removes what it left, which may be large."""
+        """Turns a failed save into one line.
+
+        What it left may be large and is removed, but other writers may not have stopped yet; the
+        manager is given up because opening the next one removes the rest.
+        """
         try:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
+            with contextlib.suppress(Exception):  # tells the same error again
+                self._close_manager()
             if jax.process_index() == 0:
                 for path in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(path, ignore_errors=True)
@@ -289,30 +302,6 @@ class Checkpoints:
                 f"{why}: saving step {step} to {self.folder} failed; complete checkpoints: "
                 f"{self._complete()}; free space or repair the folder, then run the same command"
             ) from error
-
-
-class _Retention(PreservationPolicy):
-    """Keeps the newest and the best; asked by Orbax once a new checkpoint is on its way.
-
-    Orbax's own `BestN` forgets the scores when a run is resumed, so they come from our records.
-    """
-
-    def __init__(self, num_newest: int, num_best: int) -> None:
-        self.num_newest, self.num_best = num_newest, num_best
-        self.scores: dict[int, float | None] = {}
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: PreservationContext
-    ) -> Sequence[bool]:
-        """One answer per checkpoint; a step without a record is not ours to remove."""
-        kept = {*sorted(self.scores)[-self.num_newest :], *_ranked(self.scores)[: self.num_best]}
-        return [item.step in kept or item.step not in self.scores for item in checkpoints]
-
-
-def _ranked(scores: Mapping[int, float | None]) -> list[int]:
-    """Steps that have a score, best first, the earlier one of equals first."""
-    known = [(-score, step) for step, score in scores.items() if score is not None]
-    return [step for _, step in sorted(known)]
 
 
 def _seal(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,6 +348,7 @@ def _verify(found: Mapping[str, str], saved: Mapping[str, str], folder: pathlib.
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
     """Names what could not be read; memory that ran out is not damage."""
+    _report_once()
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):
@@ -373,6 +363,25 @@ def _damaged(path: pathlib.Path, why: str) -> CheckpointDamaged:
         f"{path} is damaged: {why}; restore it from a copy, or delete {step} to go on from the "
         "checkpoint before it"
     )
+
+
+@functools.cache
+def _report_once() -> None:
+    """Leaves failures to our one line, from now on: they are raised, so nothing gets lost.
+
+    Orbax logs each with several tracebacks, and drops reads and writes whose late answers and
+    whose end print some more.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    report_others = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        dropped = code is not None and "orbax" in code.co_filename
+        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
+            report_others(unraisable)
+
+    sys.unraisablehook = report
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,17 +52,21 @@ def _equation(eqn: Any, wanted: Sequence[bool]) -> int:
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return 2 * _conv_multiplies(eqn)
-    if name == "scan":
-        # every turn may read the whole carry of the turn before
-        ends = [True] * params["num_carry"] + list(wanted[params["num_carry"] :])
-        return params["length"] * _count(params["jaxpr"], ends)
-    counts = []
-    for inner in _inner(params):
-        same = len(inner.outvars) == len(wanted) and name != "while"
-        counts.append(_count(inner, wanted if same else [True] * len(inner.outvars)))
+    counts = [_count(inner, _ends(name, eqn, inner, wanted)) for inner in _inner(params)]
     if name == "cond":
         return max(counts)
-    return sum(counts) * _num_copies(name, params)
+    return sum(counts) * _num_turns(name, params)
+
+
+def _ends(name: str, eqn: Any, inner: Any, wanted: Sequence[bool]) -> list[bool]:
+    """Which results of an inner jaxpr the wanted results of its equation need."""
+    if name == "while" or len(inner.outvars) != len(wanted):
+        return [True] * len(inner.outvars)
+    if name == "scan":
+        # a carry keeps its shape, a stacked result gains a dimension; the next turn reads the carry
+        pairs = zip(eqn.outvars, inner.outvars, wanted, strict=True)
+        return [need or outer.aval.shape == var.aval.shape for outer, var, need in pairs]
+    return list(wanted)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
@@ -74,8 +78,10 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
                 yield jaxpr
 
 
-def _num_copies(name: str, params: dict[str, Any]) -> int:
-    """How often a body written for one device runs."""
+def _num_turns(name: str, params: dict[str, Any]) -> int:
+    """How often the body of an equation runs, over its length or over the devices."""
+    if name == "scan":
+        return params["length"]
     if name == "shard_map":
         return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1

@@ -156,4 +156,4 @@ def to_host(leaf: Any) -> np.ndarray:
 
 def _digest(array: np.ndarray) -> str:
     crc = zlib.crc32(f"{array.dtype.name}{array.shape}".encode())
-    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc):08x}"

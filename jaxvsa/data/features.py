@@ -1,4 +1,4 @@
-"""Video features as one ragged table, the manifest that describes it, and the folder it comes from."""
+"""Video features as one ragged table, its manifest, and the folder of files it comes from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -124,10 +124,10 @@ class FeatureTable:
         return np.fromiter((self.row[video] for video in videos), np.int32, len(videos))
 
     def digest(self) -> str:
-        """blake2b over counts and values in table order; independent of the machine's byte order."""
+        """blake2b over counts and values in table order, as little-endian bytes."""
         values_nf = np.ascontiguousarray(self.values_nf).view(np.uint16)
         counts = self.count_g.astype("<i4", copy=False)
-        return digest_bytes(counts.tobytes(), memoryview(values_nf.astype("<u2", copy=False)))
+        return digest_bytes(counts.tobytes(), values_nf.astype("<u2", copy=False).data)
 
     def describe(
         self,
@@ -192,34 +192,44 @@ def read_npy_folder(
         UserError: no such folder; file missing; object array, wrong type, shape or width; zero
             rows; values that are not finite, or not in `dtype`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such feature folder; check --features")
-    paths = {video: folder / file_name(video, suffix) for video in sorted(set(videos))}
-    absent = [video for video, path in paths.items() if not path.is_file()]
-    found = {video: path for video, path in paths.items() if video not in set(absent)}
-    if absent and (missing == "error" or not found):
-        names = ", ".join(paths[video].name for video in absent[:5])
-        raise UserError(
-            f"{folder}: {len(absent)} of {len(paths)} feature files are missing, first: {names};"
-            " add them, check --suffix, or drop their comments with --missing drop"
-        )
-    shapes = [_load(path).shape for path in found.values()]
-    first = next(iter(found.values()), None)
-    width = width if width is not None else (shapes[0][1] if shapes else 0)
-    for path, shape in zip(found.values(), shapes, strict=True):
-        if shape[1] != width:
-            raise UserError(
-                f"{path}: rows are {shape[1]} wide, expected {width} (as in {first}); "
-                "one folder holds the features of one encoder"
-            )
-    count_g = np.array([min(shape[0], limit or shape[0]) for shape in shapes], np.int32)
-    values_nf = np.empty((int(count_g.sum(dtype=np.int64)), width), DTYPES[dtype])
+    paths = {video: Path(folder, file_name(video, suffix)) for video in sorted(set(videos))}
+    found = {video: path for video, path in paths.items() if path.is_file()}
+    absent = [video for video in paths if video not in found]
+    if not found or (absent and missing == "error"):
+        _refuse_missing(Path(folder), [paths[video].name for video in absent], len(paths))
+    shapes = _read_shapes(list(found.values()), width)
+    most = np.iinfo(np.int32).max if limit is None else limit
+    count_g = np.minimum([shape[0] for shape in shapes], most).astype(np.int32)
+    values_nf = np.empty((int(count_g.sum(dtype=np.int64)), shapes[0][1]), DTYPES[dtype])
     table = FeatureTable.from_counts(values_nf, count_g, list(found))
     for video, path in found.items():
         _fill(table.of(video), path)
-    truncated = sum(int(shape[0]) > int(n) for shape, n in zip(shapes, count_g, strict=True))
+    truncated = sum(shape[0] > most for shape in shapes)
     return table, {"missing": absent, "truncated": truncated}
+
+
+def _refuse_missing(folder: Path, absent: Sequence[str], num: int) -> NoReturn:
+    """Says which of `num` files are missing, or that the folder is."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such feature folder; check --features")
+    raise UserError(
+        f"{folder}: {len(absent)} of {num} feature files are missing, "
+        f"first: {', '.join(absent[:5])}; "
+        "add them, check --suffix, or drop their comments with --missing drop"
+    )
+
+
+def _read_shapes(paths: Sequence[Path], width: int | None) -> list[tuple[int, ...]]:
+    """(rows, width) of each file; the width is the one expected, or the first file's."""
+    shapes = [_load(path).shape for path in paths]
+    source = "the encoder's width" if width is not None else f"as in {paths[0]}"
+    for path, shape in zip(paths, shapes, strict=True):
+        if shape[1] != (width or shapes[0][1]):
+            raise UserError(
+                f"{path}: rows are {shape[1]} wide, expected {width or shapes[0][1]} ({source}); "
+                "one folder holds the features of one encoder"
+            )
+    return shapes
 
 
 def _load(path: Path) -> np.ndarray:
@@ -227,7 +237,7 @@ def _load(path: Path) -> np.ndarray:
     try:
         rows_tf = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        why = "an object array" if "llow_pickle" in str(error) else str(error).split("\n")[0]
+        why = "an object array" if "Python objects" in str(error) else str(error).split("\n")[0]
         raise UserError(
             f"{path}: not a plain numeric .npy file ({why}); write it with numpy.save"
         ) from error
@@ -254,8 +264,8 @@ def _fill(out_tf: np.ndarray, path: Path) -> None:
     bad_t = np.flatnonzero(~np.isfinite(out_tf).all(axis=1))
     if not len(bad_t):
         return
-    if np.isfinite(rows_tf).all():
+    if np.isfinite(rows_tf[bad_t]).all():
         raise UserError(
-            f"{path}: row {bad_t[0]} holds values too large for {out_tf.dtype}; use --dtype bfloat16"
+            f"{path}: row {bad_t[0]} is too large for {out_tf.dtype}; use --dtype bfloat16"
         )
-    raise UserError(f"{path}: row {bad_t[0]} holds values that are not finite; extract it again")
+    raise UserError(f"{path}: row {bad_t[0]} is not finite; extract it again")

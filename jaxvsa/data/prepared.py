@@ -12,6 +12,7 @@ comments take about 1.3 s, through `data_source[...]` 5 to 6 s.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -159,26 +160,29 @@ class Prepared:
     def _comments(self) -> tuple[Comments, dict[str, np.ndarray]]:
         """All comments, and protocol -> int8 (b,) index into `SPLITS`."""
         extra = self._info["extra"]
-        texts = {name: [] for name in ("key", "video", "text", *(f"extra/{x}" for x in extra))}
-        ints = {
+        texts: dict[str, list[str]] = {
+            name: [] for name in ("key", "video", "text", *(f"extra/{x}" for x in extra))
+        }
+        ints: dict[str, list[int]] = {
             **{f"labels/{task}": [] for task in self.labels},
             **{f"splits/{protocol}": [] for protocol in self.protocols},
         }
-        for record in self._records("comments"):
-            for name, column in texts.items():
-                column.append(record[name].bytes_list.value[0].decode())
-            for name, column in ints.items():
-                column.append(record[name].int64_list.value[0])
-        comments = Comments(
-            key=texts["key"],
-            video=texts["video"],
-            text=texts["text"],
-            labels={task: np.array(ints[f"labels/{task}"], np.int32) for task in self.labels},
-            extra={name: texts[f"extra/{name}"] for name in extra},
-        )
-        split_b = {name: np.array(ints[f"splits/{name}"], np.int8) for name in self.protocols}
-        if _digest(comments, split_b) != self.digest:
-            raise UserError(f"{self.root}/comments: not what data.json describes; prepare again")
+        with self._described("comments"):
+            for record in self._records("comments"):
+                for name, words in texts.items():
+                    words.append(record[name].bytes_list.value[0].decode())
+                for name, numbers in ints.items():
+                    numbers.append(record[name].int64_list.value[0])
+            comments = Comments(
+                key=texts["key"],
+                video=texts["video"],
+                text=texts["text"],
+                labels={task: np.array(ints[f"labels/{task}"], np.int32) for task in self.labels},
+                extra={name: texts[f"extra/{name}"] for name in extra},
+            )
+            split_b = {name: np.array(ints[f"splits/{name}"], np.int8) for name in self.protocols}
+            if _digest(comments, split_b) != self.digest:
+                raise ValueError("other digest")
         return comments, split_b
 
     @functools.cached_property
@@ -191,17 +195,31 @@ class Prepared:
         videos: list[str] = []
         counts: list[int] = []
         end = 0
-        for record in self._records("videos"):
-            raw = record["values"].bytes_list.value[0]
-            rows_tf = np.frombuffer(raw, dtype).reshape(-1, manifest.width)
-            values_nf[end : end + len(rows_tf)] = rows_tf
-            end += len(rows_tf)
-            videos.append(record["video"].bytes_list.value[0].decode())
-            counts.append(len(rows_tf))
-        table = FeatureTable.from_counts(values_nf, np.array(counts, np.int32), videos)
-        if table.digest() != manifest.digest:
-            raise UserError(f"{self.root}/videos: not what data.json describes; prepare again")
+        with self._described("videos"):
+            for record in self._records("videos"):
+                raw = record["values"].bytes_list.value[0]
+                rows_tf = np.frombuffer(raw, dtype).reshape(-1, manifest.width)
+                values_nf[end : end + len(rows_tf)] = rows_tf
+                end += len(rows_tf)
+                videos.append(record["video"].bytes_list.value[0].decode())
+                counts.append(len(rows_tf))
+            table = FeatureTable.from_counts(values_nf, np.array(counts, np.int32), videos)
+            if table.digest() != manifest.digest:
+                raise ValueError("other digest")
         return table
+
+    @contextlib.contextmanager
+    def _described(self, name: str) -> Iterator[None]:
+        """Readable records of another data set: a missing field, another shape or digest."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (IndexError, ValueError) as error:
+            raise UserError(
+                f"{self.root / name} is not what data.json describes ({error}); "
+                "prepare the data again"
+            ) from error
 
     def _records(self, name: str) -> Iterator[Mapping[str, Any]]:
         """Fields of every record of one data set, in order."""
@@ -266,11 +284,10 @@ def _write_videos(folder: Path, features: FeatureTable) -> dict[str, int]:
 
     per_row = features.width * stored.itemsize
     part_g = np.cumsum(features.count_g, dtype=np.int64) * per_row // PART_BYTES
-    videos = np.array(list(features.row), object)
-    parts = {
-        f"part_{i:04d}": examples(list(videos[part_g == part]))
-        for i, part in enumerate(np.unique(part_g))
-    }
+    videos: dict[int, list[str]] = {}
+    for video, part in zip(features.row, part_g.tolist(), strict=True):
+        videos.setdefault(part, []).append(video)
+    parts = {f"part_{i:04d}": examples(names) for i, names in enumerate(videos.values())}
     return write_records(folder, "videos", "Features of videos, rows unpadded.", spec, parts)
 
 
@@ -296,5 +313,5 @@ def _check_unicode(comments: Comments) -> None:
         for key, value in zip(comments.key, getattr(comments, name), strict=True):
             if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise UserError(
-                    f"comment {key!r}: its {name} holds half a surrogate pair; repair the \\u escape"
+                    f"comment {key!r}: its {name} has half a surrogate pair; repair the text"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,35 +40,18 @@ def write_records(
     """
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The data set as tensorflow-datasets wants it described."""
-
-        VERSION = tfds.core.Version("1.0.0")
-        code_path = None  # nothing is downloaded, so no checksums are sought beside our code
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=description,
-                features=tfds.features.FeaturesDict(dict(spec)),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: enumerate(examples) for split, examples in parts.items()}
-
-        def _generate_examples(self) -> Any:
-            """Abstract in the base class; `_split_generators` hands over the examples."""
-
-    Builder.name = name
     tfds.disable_progress_bar()
-    builder = Builder(data_dir=str(folder), file_format="array_record")
+    builder = _make_builder(name, description, spec, parts)(
+        data_dir=str(folder), file_format="array_record"
+    )
     config = tfds.download.DownloadConfig(try_download_gcs=False)
+    downloads = folder / "downloads"  # made in any case, and empty
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-            builder.download_and_prepare(download_config=config)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write {name} ({error}); is the disk full?") from error
+            builder.download_and_prepare(download_dir=str(downloads), download_config=config)
+        shutil.rmtree(downloads)
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of ArrayRecord
+        raise UserError(f"cannot write {name} in {folder.parent}: {error}") from error
     files: dict[str, int] = {}
     for split in parts:
         info = builder.info.splits[split]
@@ -95,10 +79,42 @@ def read_records(path: Path, count: int) -> Iterator[Mapping[str, Any]]:
         for start in range(0, count, _CHUNK):
             for raw in reader.read(start, min(start + _CHUNK, count)):
                 yield tf_example_pb2.Example.FromString(raw).features.feature
+        reader.close()
     except (RuntimeError, ValueError, IndexError, DecodeError) as error:
         raise _damaged(path, error) from error
-    finally:
-        reader.close()
+
+
+def _make_builder(
+    name: str,
+    description: str,
+    spec: Mapping[str, Any],
+    parts: Mapping[str, Iterable[Mapping[str, Any]]],
+) -> Any:
+    """The class that tensorflow-datasets writes `parts` with; arguments of `write_records`."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """The data set as tensorflow-datasets wants it described."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None  # nothing is downloaded, so no checksums are sought beside our code
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=description,
+                features=tfds.features.FeaturesDict(dict(spec)),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: enumerate(examples) for split, examples in parts.items()}
+
+        def _generate_examples(self) -> Any:
+            """Abstract in the base class; `_split_generators` hands over the examples."""
+
+    Builder.name = name
+    return Builder
 
 
 def _open(path: Path, count: int) -> Any:
@@ -110,10 +126,11 @@ def _open(path: Path, count: int) -> Any:
     try:
         reader = ArrayRecordReader(str(path))
         found = reader.num_records()
+        if found != count:
+            reader.close()  # says why, if the file is damaged
     except (RuntimeError, ValueError) as error:
         raise _damaged(path, error) from error
     if found != count:
-        reader.close()
         raise UserError(f"{path} holds {found} records, expected {count}; prepare the data again")
     return reader
 

@@ -44,9 +44,7 @@ def by_video(corpus: Corpus, seed: int) -> Corpus:
     parts = [comments.take(np.flatnonzero(split_g[row_b] == s)) for s in range(len(SPLITS))]
     _check(parts, comments)
     report = {**corpus.report, "by_video_seed": seed}
-    return dataclasses.replace(
-        corpus, splits=dict(zip(SPLITS, parts, strict=True)), report=report
-    )
+    return dataclasses.replace(corpus, splits=dict(zip(SPLITS, parts, strict=True)), report=report)
 
 
 def leak_report(corpus: Corpus) -> dict[str, dict[str, Any]]:

@@ -68,10 +68,6 @@ class UnknownShare:
 
 ROBERTA = Specials(cls="<s>", sep="</s>", pad="<pad>", unk="<unk>")
 BERT = Specials(cls="[CLS]", sep="[SEP]", pad="[PAD]", unk="[UNK]")
-_ROBERTA_ADDED = [
-    *(AddedToken(token, special=True) for token in ("<s>", "<pad>", "</s>", "<unk>")),
-    AddedToken("<mask>", special=True, lstrip=True),
-]
 
 
 class TextCodec:
@@ -188,13 +184,13 @@ class TextCodec:
         """
         folder = Path(path)
         try:
-            tokenizer, usual = _read_tokenizer(folder)
+            tokenizer, specials = _read_tokenizer(folder)
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{folder}: damaged tokenizer files: {error}") from error
         try:
-            codec = cls(tokenizer, _named_specials(folder, usual))
+            codec = cls(tokenizer, specials)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
         config = _optional_json(folder / "config.json")
@@ -218,39 +214,39 @@ class TextCodec:
         Raises:
             UserError: `vocab_size` is below 261.
         """
+        specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        if vocab_size < len(_ROBERTA_ADDED) + len(alphabet):
+        least = len(specials) + len(alphabet)
+        if vocab_size < least:
             raise UserError(
-                f"vocabulary of {vocab_size}: at least {len(_ROBERTA_ADDED) + len(alphabet)} "
-                "needed for the special tokens and the bytes"
+                f"vocabulary of {vocab_size}: at least {least} needed for the special tokens and "
+                "the bytes"
             )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            special_tokens=_ROBERTA_ADDED,
+            special_tokens=specials,
             initial_alphabet=alphabet,
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        return cls(_as_roberta(tokenizer), ROBERTA)
+        return cls(_as_roberta(tokenizer, ROBERTA), ROBERTA)
 
 
-def _as_roberta(tokenizer: Tokenizer) -> Tokenizer:
+def _as_roberta(tokenizer: Tokenizer, specials: Specials) -> Tokenizer:
     """Adds what surrounds RoBERTa's byte-level BPE."""
-    tokenizer.add_special_tokens(_ROBERTA_ADDED)
+    # As published: the blank before a <mask> belongs to it.
+    _mark_special(tokenizer, specials, AddedToken("<mask>", special=True, lstrip=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
-    sep, cls = ((token, vocab[token]) for token in (ROBERTA.sep, ROBERTA.cls))
-    tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     return tokenizer
 
 
-def _as_bert(tokenizer: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
+def _as_bert(tokenizer: Tokenizer, specials: Specials, options: Mapping[str, Any]) -> Tokenizer:
     """Adds what surrounds BERT's WordPiece; `options` are those of tokenizer_config.json."""
-    tokenizer.add_special_tokens([*dataclasses.astuple(BERT), "[MASK]"])
+    _mark_special(tokenizer, specials, AddedToken("[MASK]", special=True))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=options.get("tokenize_chinese_chars", True),
@@ -262,18 +258,30 @@ def _as_bert(tokenizer: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def _mark_special(tokenizer: Tokenizer, specials: Specials, mask: AddedToken) -> None:
+    """Takes these tokens whole wherever a text holds them; adds none that has no id yet."""
+    added = [AddedToken(token, special=True) for token in dataclasses.astuple(specials)]
+    known = [token for token in (*added, mask) if tokenizer.token_to_id(token.content) is not None]
+    tokenizer.add_special_tokens(known)
+
+
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, Specials]:
-    """The tokenizer and the usual special tokens of its kind."""
+    """The tokenizer of a folder and its special tokens."""
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return tokenizer, BERT if isinstance(tokenizer.model, models.WordPiece) else ROBERTA
+        usual = BERT if isinstance(tokenizer.model, models.WordPiece) else ROBERTA
+        return tokenizer, _named_specials(folder, usual)
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file():
-        return _as_roberta(Tokenizer(models.BPE.from_file(str(vocab), str(merges)))), ROBERTA
+        specials = _named_specials(folder, ROBERTA)
+        bpe = models.BPE.from_file(str(vocab), str(merges))
+        return _as_roberta(Tokenizer(bpe), specials), specials
     words = folder / "vocab.txt"
     if words.is_file():
-        model = models.WordPiece.from_file(str(words), unk_token=BERT.unk)
-        return _as_bert(Tokenizer(model), _optional_json(folder / "tokenizer_config.json")), BERT
+        specials = _named_specials(folder, BERT)
+        pieces = models.WordPiece.from_file(str(words), unk_token=specials.unk)
+        options = _optional_json(folder / "tokenizer_config.json")
+        return _as_bert(Tokenizer(pieces), specials, options), specials
     raise UserError(
         f"{folder}: no tokenizer; expected tokenizer.json, or vocab.json and merges.txt, or "
         "vocab.txt"

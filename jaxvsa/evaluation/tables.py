@@ -20,6 +20,7 @@ from jaxvsa.core.files import write_atomic
 LabelNames = Mapping[str, Sequence[str]]
 _METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
 _ABSENT = "-"
+_MAX_WRITTEN = 20  # classes up to which a cell is large enough for its figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ def save_confusion(
 ) -> None:
     """Write a confusion matrix (c,c; rows true, columns predicted) as CSV and as a picture.
 
-    The CSV has a header and one row per true class; the picture shows counts and row percentages.
+    The CSV has a header and one row per true class; the picture shows counts and row percentages
+    (the colour alone for more than 20 classes).
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -92,7 +94,7 @@ def _summary(rows: Sequence[Row], split: str, tasks: Sequence[str]) -> Table:
     cells = [_percents(columns[name], ((row, name) for row in shown)) for name in columns]
     table = _table(f"{split}: {', '.join(tasks)} (%)", columns.values())
     for row, *texts in zip(shown, *cells, strict=True):
-        table.add_row(row.name, *texts)
+        table.add_row(Text(row.name), *texts)
     return table
 
 
@@ -110,15 +112,16 @@ def _per_class(rows: Sequence[Row], split: str, label_names: LabelNames) -> Tabl
         support = rows[0].values.get(f"{split}/{task}/support/{name}")
         last = name == label_names[task][-1] and (task, name) != classes[-1]
         count = _ABSENT if support is None else f"{support:.0f}"
-        table.add_row(f"{task} {name}", count, *texts, end_section=last)
+        table.add_row(Text(f"{task} {name}"), count, *texts, end_section=last)
     return table
 
 
 def _table(title: str, headings: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    # `Text` everywhere: rich would read "[joy]" in a plain string as a style.
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     return table
 
 
@@ -129,7 +132,7 @@ def _percents(heading: str, cells: Iterable[tuple[Row, str]]) -> list[Text]:
         values.append(f"{100 * row.values[name]:.2f}" if name in row.values else _ABSENT)
         errors.append(f" ±{100 * row.errors[name]:.2f}" if name in row.errors else "")
     right = max(map(len, errors), default=0)
-    left = max(*map(len, values), max(map(len, heading.split("\n"))) - right)
+    left = max([max(map(len, heading.split("\n"))) - right, *map(len, values)])
     # Justified left by itself: the column's own justification would strip the blanks at the end.
     return [
         Text(value.rjust(left) + error.ljust(right), justify="left")
@@ -155,47 +158,44 @@ def _print(table: Table, console: Console) -> None:
 
 def _heat_map(counts_cc: np.ndarray, names: Sequence[str], title: str) -> bytes:
     """PNG of the matrix; colour is the share of the row, so that rare classes are seen as well."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
-    total = counts_cc.sum(axis=1, keepdims=True)
-    share_cc = counts_cc / np.maximum(total, 1)
-    side = 2.6 + 0.95 * len(names)
+    total_c = counts_cc.sum(axis=1)
+    share_cc = counts_cc / np.maximum(total_c, 1)[:, None]
+    side = 2.6 + min(0.95 * len(names), 20.0)  # inches
     figure = Figure(figsize=(side + 1.0, side), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(share_cc, cmap="Blues", vmin=0.0, vmax=1.0)
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(
-        ticks, [f"{name}\n(n = {count:,})" for name, count in zip(names, total[:, 0], strict=True)]
-    )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _write_cells(axes, counts_cc, share_cc)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1.0))
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
+    with matplotlib.rc_context({"text.parse_math": False}):  # a "$" in a name is a dollar
+        axes = figure.add_subplot()
+        image = axes.imshow(share_cc, cmap="Blues", vmin=0.0, vmax=1.0)
+        rows = [f"{name}\n(n = {n:,})" for name, n in zip(names, total_c, strict=True)]
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), rows)
+        axes.set(xlabel="predicted", ylabel="true", title=title)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if len(names) <= _MAX_WRITTEN:
+            _write_cells(axes, counts_cc, share_cc)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)
+        data = io.BytesIO()
+        figure.savefig(data, format="png")
     return data.getvalue()
 
 
 def _write_cells(axes: Any, counts_cc: np.ndarray, share_cc: np.ndarray) -> None:
     for (true, predicted), count in np.ndenumerate(counts_cc):
         share = share_cc[true, predicted]
-        colour = "white" if share > 0.55 else "black"
         axes.text(
             predicted,
             true,
-            f"{count:,}\n{100 * share:.1f} %",
+            f"{count:,}\n{share:.1%}",
             ha="center",
             va="center",
-            color=colour,
+            color="white" if share > 0.55 else "black",
             fontsize=9,
             fontweight="bold" if true == predicted else "normal",
         )

@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         out_hed = param("out_kernel", uniform_fan_in(width), *head, width)
         out_d = param("out_bias", zeros, width)
 
-        q_bqhe = jnp.einsum("bqd,dhe->bqhe", query_bqd, query_dhe) + query_he
+        q_bqhe = jnp.einsum("bqd,dhe->bqhe", query_bqd, query_dhe) + query_he[None, None]
         q_bqhe = q_bqhe / jnp.sqrt(jnp.asarray(head[1], q_bqhe.dtype))
         if self.fold:
             q_bqhd = jnp.einsum("bqhe,dhe->bqhd", q_bqhe, key_dhe)
@@ -104,11 +104,11 @@ class MultiHeadAttention(nn.Module):
             # The weights no longer sum to one after dropout, so neither does their share of bias.
             mixed_bqhd = jnp.einsum("bqhz,bzd->bqhd", kept_bqhz, memory_bzd)
             mixed_bqhe = jnp.einsum("bqhd,dhe->bqhe", mixed_bqhd, value_dhe)
-            mixed_bqhe += jnp.sum(kept_bqhz, axis=-1)[..., None] * value_he
+            mixed_bqhe += jnp.sum(kept_bqhz, axis=-1)[..., None] * value_he[None, None]
         else:
-            v_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, value_dhe) + value_he
+            v_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, value_dhe) + value_he[None, None]
             mixed_bqhe = jnp.einsum("bqhz,bzhe->bqhe", kept_bqhz, v_bzhe)
-        return jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed) + out_d, attn_bqhz
+        return jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed) + out_d[None, None], attn_bqhz
 
 
 class AttentionLogits(nn.Module):
@@ -145,7 +145,7 @@ class AttentionLogits(nn.Module):
             "key_kernel", xavier_uniform(memory_width, width), (memory_width, *head), store
         ).astype(compute)
         query_he = self.param("query_bias", nn.initializers.zeros, head, store).astype(compute)
-        q_bkhe = jnp.einsum("bkw,whe->bkhe", query_bkw, query_whe) + query_he
+        q_bkhe = jnp.einsum("bkw,whe->bkhe", query_bkw, query_whe) + query_he[None, None]
         q_bkhe = q_bkhe / jnp.sqrt(jnp.asarray(head[1], q_bkhe.dtype))
         q_bkhd = jnp.einsum("bkhe,dhe->bkhd", q_bkhe, key_dhe)
         return jnp.einsum("bkhd,btd->bkht", q_bkhd, memory_btd)

@@ -78,7 +78,7 @@ class TemporalPyramid(nn.Module):
 
         kernel_fd = param("project_kernel", dims["f"], dims["f"], self.width)
         bias_d = param("project_bias", dims["f"], self.width)
-        projected_btd = jnp.einsum("btf,fd->btd", video_btf.astype(compute), kernel_fd) + bias_d
+        projected_btd = jnp.einsum("btf,fd->btd", video_btf.astype(compute), kernel_fd) + bias_d[None, None]
         scales, x_btd = [], projected_btd
         for scale in range(self.num_scales):
             fan_in = 3 * self.width
@@ -87,7 +87,7 @@ class TemporalPyramid(nn.Module):
             padded = jnp.pad(clean(x_btd), ((0, 0), (1, 1), (0, 0)))
             # One matrix product over three shifted copies beats the convolution on CPU.
             x_btc = jnp.concatenate([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], axis=-1)
-            x_btd = jax.nn.relu(jnp.einsum("btc,cd->btd", x_btc, kernel_cd) + bias_d)
+            x_btd = jax.nn.relu(jnp.einsum("btc,cd->btd", x_btc, kernel_cd) + bias_d[None, None])
             scales.append(x_btd)
         return projected_btd, jnp.stack(scales)
 
@@ -121,7 +121,8 @@ class FinalCell(nn.Module):
         hidden_vg = hidden_vg.astype(wide)
         input_g = self.param("input_bias", init, (gates,), store).astype(wide)
         hidden_g = self.param("hidden_bias", init, (gates,), store).astype(wide)
-        drive_btg = jnp.einsum("bth,hg->btg", x_bth.astype(wide), input_hg) + input_g + hidden_g
+        drive_btg = jnp.einsum("bth,hg->btg", x_bth.astype(wide), input_hg)
+        drive_btg += (input_g + hidden_g)[None, None]
 
         def step(
             state: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from jaxvsa.core import trees
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.mesh import put_batch
 from jaxvsa.systems.base import Mean, System, expand
 from jaxvsa.training.state import State
 
@@ -45,9 +48,7 @@ def gradients(
         learn: Any, index: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, Mean]]:
         full = expand(system, tables, batch)
-        terms = system.loss(
-            trees.join(learn, state.held), full, jax.random.fold_in(rng, index)
-        )
+        terms = system.loss(trees.join(learn, state.held), full, jax.random.fold_in(rng, index))
         return terms["loss"].total, terms
 
     def one(carry: Any, item: Any) -> tuple[Any, None]:
@@ -97,3 +98,54 @@ def train_step(
         skipped=state.skipped + jnp.logical_not(finite),
     )
     return after, {**terms, "grad_norm": norm, "finite": finite}
+
+
+def make_step(
+    system: System,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    kind: Literal["jit", "pmap"],
+    shardings: State,
+) -> Callable[[State, Mapping[str, jax.Array], Mapping[str, Any]], tuple[State, dict[str, Any]]]:
+    """`train_step` on the devices: (state, tables, host batch) -> (state, terms).
+
+    Args:
+        system: of the step.
+        tx: of the step.
+        mesh: where it runs.
+        kind: "jit" over the whole mesh, the state donated; "pmap" maps the data axis of a mesh
+            without other axes. Both compute the same function; under "pmap" each device draws its
+            own dropout, under "jit" the draw does not depend on the number of devices.
+        shardings: of the state.
+
+    Raises:
+        UserError: "pmap" on a mesh with fsdp or tensor axes, or a batch that does not divide.
+    """
+    if kind == "jit":
+        jitted = jax.jit(
+            lambda state, tables, micro: train_step(system, tx, state, tables, micro),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        return lambda state, tables, batch: jitted(state, tables, put_batch(batch, mesh, axis=1))
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        raise UserError("config.mesh.step='pmap' maps data only; set fsdp and tensor to 1, or jit")
+    count = mesh.shape["data"]
+    mapped = jax.pmap(
+        lambda state, tables, micro: train_step(system, tx, state, tables, micro, "data"),
+        axis_name="data",
+        in_axes=(None, None, 1),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+    )
+
+    def call(
+        state: State, tables: Mapping[str, jax.Array], batch: Mapping[str, Any]
+    ) -> tuple[State, dict[str, Any]]:
+        size = next(iter(batch.values())).shape[1]
+        if size % count:
+            raise UserError(f"batch size {size} cannot be split over {count} devices")
+        split = {k: v.reshape(v.shape[0], count, -1, *v.shape[2:]) for k, v in batch.items()}
+        return mapped(state, tables, split)
+
+    return call

@@ -32,7 +32,9 @@ def test_matmul_by_hand():
 
 def test_batched_einsum_by_hand():
     q, k = jnp.ones((2, 7, 4, 5)), jnp.ones((2, 9, 4, 5))
-    assert count_flops(lambda q, k: jnp.einsum("bqhe,bthe->bhqt", q, k), q, k) == 2 * 2 * 4 * 7 * 9 * 5
+    assert (
+        count_flops(lambda q, k: jnp.einsum("bqhe,bthe->bhqt", q, k), q, k) == 2 * 2 * 4 * 7 * 9 * 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,15 @@ def test_scan_counts_its_body_times_its_length():
         return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
 
     assert count_flops(layers, X, jnp.ones((7, 3, 3))) == 7 * MATMUL
+
+
+def test_scan_keeps_its_carry_and_drops_an_unused_stack():
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (x @ w, x @ w @ w), x, w)
+
+    ws = jnp.ones((7, 3, 3))
+    assert count_flops(lambda x, w: layers(x, w)[0], X, ws) == 7 * MATMUL
+    assert count_flops(lambda x, w: layers(x, w)[1], X, ws) == 21 * MATMUL
 
 
 def test_nested_scans_multiply():

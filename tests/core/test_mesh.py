@@ -29,7 +29,12 @@ def params():
 
 @pytest.mark.parametrize(
     "asked,shape",
-    [((-1, 1, 1), (4, 1, 1)), ((-1, 2, 1), (2, 2, 1)), ((1, 2, 2), (1, 2, 2)), ((2, 1, 1), (2, 1, 1))],
+    [
+        ((-1, 1, 1), (4, 1, 1)),
+        ((-1, 2, 1), (2, 2, 1)),
+        ((1, 2, 2), (1, 2, 2)),
+        ((2, 1, 1), (2, 1, 1)),
+    ],
 )
 def test_make_mesh_shape(asked, shape):
     mesh = meshes.make_mesh(options(*asked), DEVICES)
@@ -55,7 +60,9 @@ def test_make_mesh_refuses_what_does_not_fit(asked, message):
 
 def test_shardings_follow_rules_and_replicate_what_does_not_divide():
     mesh = meshes.make_mesh(options(1, 2, 2), DEVICES)
-    specs = {path: s.spec for path, s in trees.named(meshes.shardings(params(), RULES, mesh)).items()}
+    specs = {
+        path: s.spec for path, s in trees.named(meshes.shardings(params(), RULES, mesh)).items()
+    }
     assert specs == {
         "text/kernel": P("fsdp", "tensor"),
         "text/odd_kernel": P(None, "tensor"),
@@ -89,8 +96,9 @@ def test_state_inherits_the_shardings_of_its_parameters():
 def test_state_inherits_through_masks_and_only_equal_shapes():
     mesh = meshes.make_mesh(options(1, 2, 2), DEVICES)
     labels = {"text": "slow", "head": "fast"}
-    tx = optax.multi_transform({"slow": optax.adafactor(1e-3, min_dim_size_to_factor=2),
-                                "fast": optax.adam(1e-3)}, labels)
+    tx = optax.multi_transform(
+        {"slow": optax.adafactor(1e-3, min_dim_size_to_factor=2), "fast": optax.adam(1e-3)}, labels
+    )
     placed = trees.named(meshes.shardings(tx.init(params()), RULES, mesh, params()))
     rows = [path for path in placed if path.endswith("v_row/text/kernel")]
     assert len(rows) == 1 and placed[rows[0]].is_fully_replicated
@@ -153,5 +161,5 @@ def test_put_batch_refuses():
     mesh = meshes.make_mesh(options(2, 2), DEVICES)
     with pytest.raises(UserError, match="batch size 6 of 'ids_bl' cannot be split over 4 devices"):
         meshes.put_batch({"ids_bl": np.zeros((6, 2))}, mesh)
-    with pytest.raises(ValueError, match="'step' has shape .*no batch dimension 0"):
+    with pytest.raises(ValueError, match=r"'step' has shape .*no batch dimension 0"):
         meshes.put_batch({"step": np.zeros(())}, mesh)

@@ -51,7 +51,9 @@ def test_nest_refuses_a_leaf_that_is_a_branch(paths):
 
 
 def test_split_first_match_wins():
-    learn, held = trees.split(small(), ((r"heads/.*/bias", False), (r"heads/.*", True), (".*", False)))
+    learn, held = trees.split(
+        small(), ((r"heads/.*/bias", False), (r"heads/.*", True), (".*", False))
+    )
     assert list(trees.named(learn)) == ["heads/opinion/kernel"]
     assert list(trees.named(held)) == ["heads/opinion/bias", "text/kernel"]
 
@@ -80,9 +82,9 @@ def test_join_works_inside_a_traced_function():
 
 
 def test_split_names_the_rule_that_decides_nothing():
-    with pytest.raises(UserError, match="rule 'head/.*' decides nothing: it matches no path"):
+    with pytest.raises(UserError, match=r"rule 'head/.*' decides nothing: it matches no path"):
         trees.split(small(), (("head/.*", True), (".*", False)))
-    with pytest.raises(UserError, match="rule 'text/.*' decides nothing: earlier rules"):
+    with pytest.raises(UserError, match=r"rule 'text/.*' decides nothing: earlier rules"):
         trees.split(small(), ((".*", False), ("text/.*", True)))
     with pytest.raises(UserError, match=r"rule '\(' is not a regular expression"):
         trees.split(small(), (("(", True),))

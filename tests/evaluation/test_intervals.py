@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxvsa.evaluation.evaluator import flat_values
 from jaxvsa.evaluation.intervals import bootstrap
 from jaxvsa.metrics.confusion import Confusion
 
@@ -80,3 +81,11 @@ def test_bootstrap_refuses_bad_input():
         bootstrap(np.array([-1]), np.array([0]), ["v"], 2)
     with pytest.raises(ValueError, match="2 labels, 1 predictions and 2 clusters"):
         bootstrap(np.array([0, 1]), np.array([0]), ["v", "w"], 2)
+
+
+def test_bootstrap_errors_carry_the_names_of_the_metrics():
+    label_b, predicted_b, video = _examples(100, 2, 20)
+    intervals = bootstrap(label_b, predicted_b, video, 2, 20)
+    errors = flat_values({name: it.error for name, it in intervals.items()}, "dev/mood", "ab")
+    assert errors["dev/mood/f1/b"] == intervals["f1_c"].error[1]
+    assert errors["dev/mood/accuracy"] == intervals["accuracy"].error > 0

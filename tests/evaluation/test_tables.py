@@ -33,9 +33,13 @@ def _render(splits=("test",), **options):
     return file.getvalue()
 
 
-def _cells(text, start):
+def _line(text, start):
     (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
-    return line.split()
+    return line
+
+
+def _cells(text, start):
+    return _line(text, start).split()
 
 
 def test_render_shows_percent_and_errors_by_hand():
@@ -43,7 +47,7 @@ def test_render_shows_percent_and_errors_by_hand():
     # Opinion: (30+40+5)/100 right, F1 60/75, 80/105, 10/20. Emotion: 85/100, F1 160/175, 10/25.
     want = ["75.00", "±1.23", "75.00", "68.73", "85.00", "85.00", "65.71"]
     assert _cells(text, "model")[1:] == want
-    assert _cells(text, "majority")[-6:] == ["50.00", "-", "-", "-", "-", "-"]
+    assert _cells(text, "majority of the video")[4:] == ["50.00", "-", "-", "-", "-", "-"]
     assert _cells(text, "published")[1:] == ["-", "73.52", "-", "-", "-", "-"]
     assert _cells(text, "opinion neutral")[2:] == ["50", "76.19", "100.00"]
     assert _cells(text, "emotion fear")[2:] == ["15", "40.00", "±10.00", "-"]
@@ -55,9 +59,9 @@ def test_render_without_a_terminal_wraps_and_cuts_nothing():
 
 
 def test_render_keeps_the_decimal_points_of_a_column_below_each_other():
-    lines = _render().splitlines()
-    starts = {line.index(x) for line in lines for x in ("75.00 ±1.23", "50.00      ") if x in line}
-    assert len(starts) == 1
+    text = _render()
+    at = _line(text, "model").index("75.00 ±1.23")
+    assert _line(text, "majority of the video")[at:].startswith("50.00 ")
 
 
 def test_render_in_a_narrow_terminal_puts_tasks_below_each_other():
@@ -76,6 +80,17 @@ def test_render_keeps_the_order_of_splits():
     assert "published" not in dev  # it has no figure there
 
 
+def test_render_shows_names_as_they_are():
+    names = {"mood": ("[/joy]", "[red]")}
+    state = Confusion(np.array([[1, 1], [0, 2]]))
+    file = io.StringIO()
+    row = Row("run [1]", flat_metrics({"mood": state}, "dev", names))
+    render([row], names, ["dev"], Console(file=file))
+    assert _cells(file.getvalue(), "mood [/joy]")[2:] == ["2", "66.67"]
+    assert _cells(file.getvalue(), "mood [red]")[2:] == ["2", "80.00"]
+    assert _cells(file.getvalue(), "run [1]")[2:] == ["75.00", "75.00", "73.33"]
+
+
 def test_save_confusion_writes_counts_and_a_picture(tmp_path):
     path_csv, path_png = tmp_path / "opinion.csv", tmp_path / "opinion.png"
     save_confusion(path_csv, path_png, OPINION, NAMES["opinion"], "opinion, test")
@@ -91,6 +106,14 @@ def test_save_confusion_writes_counts_and_a_picture(tmp_path):
     pixels = image.imread(path_png)
     assert min(pixels.shape[:2]) > 500
     assert pixels[..., :3].min() < 0.1 < 0.9 < pixels[..., :3].max()
+
+
+def test_save_confusion_takes_any_names_and_many_classes(tmp_path):
+    names = [f"$c_{{{i}$" for i in range(60)]
+    counts_cc = np.eye(60, dtype=np.int64)
+    counts_cc[3] = 0  # a class that never occurs
+    save_confusion(tmp_path / "a.csv", tmp_path / "a.png", counts_cc, names, "$ many")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_save_confusion_refuses_names_that_do_not_fit(tmp_path):

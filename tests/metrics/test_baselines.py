@@ -1,7 +1,6 @@
 """Predictions that need no model."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -64,13 +63,10 @@ def _read_csmv(root: Path) -> dict[str, list[dict[str, str]]]:
     [("opinion", 67.22, 68.04), ("emotion", 46.13, 47.45)],
     ids=["opinion", "emotion"],
 )
-def test_video_majority_on_csmv_gives_the_known_figures(task, dev, test):
-    if "JAXVSA_CSMV" not in os.environ:
-        pytest.skip("JAXVSA_CSMV does not name the CSMV release")
-    root = Path(os.environ["JAXVSA_CSMV"])
-    index = json.loads((root / f"{task}_label_map.json").read_text())
+def test_video_majority_on_csmv_gives_the_known_figures(csmv_path, task, dev, test):
+    index = json.loads((csmv_path / f"{task}_label_map.json").read_text())
     videos, labels = {}, {}
-    for split, rows in _read_csmv(root).items():
+    for split, rows in _read_csmv(csmv_path).items():
         rows = [row for row in rows if row[f"{task}_label"] is not None]
         videos[split] = [row["video_file_id"] for row in rows]
         labels[split] = np.array([index[row[f"{task}_label"]] for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,31 @@ from jaxvsa.data.corpus import SPLITS, Comments, Corpus, count_oddities
 
 DICTIONARY = "lable_data_dict.json"  # the release's own spelling
 TASKS = ("opinion", "emotion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """One of the release's feature folders.
+
+    Attributes:
+        width: values per row.
+        limit: rows of a video that the published code reads.
+        rows_per_s: rows per second of video.
+        suffix: end of the file names.
+    """
+
+    width: int
+    limit: int
+    rows_per_s: float
+    suffix: str
+
+
+# Source: VC-CSA specification, section 3, "Published configuration".
+ENCODERS = {
+    "i3d": Encoder(width=1024, limit=180, rows_per_s=3, suffix=".npy"),
+    "r2plus1d": Encoder(width=512, limit=180, rows_per_s=3, suffix="_r21d.npy"),
+    "videomaev2": Encoder(width=1408, limit=720, rows_per_s=12, suffix=".npy"),
+}
 
 
 def read_release(root: str | Path, strict: bool = False) -> Corpus:
@@ -164,7 +190,9 @@ def _select(
 def _check_row(key: str, rows: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The row of `key`, with every field present and of its type; labels may be null."""
     if key not in rows:
-        raise UserError(f"{where}: key '{key}' is not in the dictionary; both must be of one release")
+        raise UserError(
+            f"{where}: key '{key}' is not in the dictionary; both must be of one release"
+        )
     row = rows[key]
     fields = ("video_file_id", "comment", "hashtag", *(f"{task}_label" for task in TASKS))
     for field in fields:

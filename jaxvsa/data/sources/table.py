@@ -50,16 +50,7 @@ def read_table(
     """
     _check_tasks(labels)
     files = {None: source} if isinstance(source, str | Path) else dict(source)
-    rows: list[dict[str, Any]] = []
-    ignored: set[str] = set()
-    for split, path in files.items():
-        for number, (where, record) in enumerate(read_records(path), 1):
-            row = _read_row(record, where, labels, need_video)
-            row["key"] = row["key"] or f"{split or 'row'}-{number}"
-            row["video"] = row["video"] or row["key"]
-            row["split"] = split or row["split"]
-            rows.append(row)
-            ignored |= set(record) - {"comment", "video", "key", "split", *labels}
+    rows, ignored = _read_rows(files, labels, need_video)
     _check_keys(rows)
     full = [row for row in rows if None not in row["labels"].values()]
     if strict and len(full) < len(rows):
@@ -82,14 +73,17 @@ def read_table(
     return Corpus(splits, names, report)
 
 
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records(
+    path: str | Path, allow_empty: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a `.jsonl` or `.csv` file: where each stands (for messages), and its columns.
 
     Blank lines of JSON lines are skipped. CSV: the first line names the columns, a quoted field may
     hold line breaks, values are text.
 
     Raises:
-        UserError: no such file, another extension, not UTF-8, malformed, or no record at all.
+        UserError: no such file, another extension, not UTF-8, malformed, or no record at all (but
+            for `allow_empty`).
     """
     path = Path(path)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
@@ -106,8 +100,10 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except UserError:
         raise
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise UserError(f"{path}: malformed ({error}); expected {path.suffix[1:]}, UTF-8") from error
-    if empty:
+        raise UserError(
+            f"{path}: malformed ({error}); expected {path.suffix[1:]}, UTF-8"
+        ) from error
+    if empty and not allow_empty:
         raise UserError(f"{path}: holds no records")
 
 
@@ -148,10 +144,34 @@ def _check_tasks(labels: Sequence[str]) -> None:
         raise UserError("--labels: name at least one label column, each once")
 
 
-def _read_row(
+def _read_rows(
+    files: Mapping[str | None, str | Path], labels: Sequence[str], need_video: bool
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """Rows of all files with key, video and split filled in; names of the columns left unread."""
+    rows: list[dict[str, Any]] = []
+    ignored: set[str] = set()
+    for split, path in files.items():
+        for number, (where, record) in enumerate(read_records(path), 1):
+            row = read_row(record, where, labels, need_video)
+            row["key"] = row["key"] or f"{split or 'row'}-{number}"
+            row["video"] = row["video"] or row["key"]
+            row["split"] = split or row["split"]
+            rows.append(row)
+            ignored |= set(record) - {"comment", "video", "key", "split", *labels}
+    return rows, ignored
+
+
+def read_row(
     record: Mapping[str, Any], where: str, labels: Sequence[str], need_video: bool
 ) -> dict[str, Any]:
-    """One record checked: key, video and split are None where their column is absent."""
+    """One record checked: key, video and split are None where their column is absent.
+
+    Returns:
+        "where", "text", "key", "video", "split", and "labels": {task: label, None if blank}.
+
+    Raises:
+        UserError: a column is missing or of the wrong type; an unknown split.
+    """
     needed = ("comment", *(("video",) if need_video else ()), *labels)
     for column in needed:
         if column not in record:
@@ -223,9 +243,7 @@ def _group(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {s: [row for row in rows if row["split"] == s] for s in SPLITS if s in named}
 
 
-def _comments(
-    rows: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, ...]]
-) -> Comments:
+def _comments(rows: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, ...]]) -> Comments:
     """Columns of labelled rows."""
     index = {task: {name: i for i, name in enumerate(known)} for task, known in names.items()}
     return Comments(

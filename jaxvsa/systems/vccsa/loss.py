@@ -78,5 +78,7 @@ def task_loss(
     if options.logit_adjustment:
         logits_bc += options.logit_adjustment * jnp.asarray(log_prior(count_c), logits_bc.dtype)
     if options.kind == "focal":
-        return weight_b / num_classes * focal(logits_bc, label_b, options.gamma)
+        # Kept: the published class weight is 1 / classes as float32 holds it, in any precision.
+        share = float(np.float32(1 / num_classes))
+        return share * weight_b * focal(logits_bc, label_b, options.gamma)
     return weight_b * cross_entropy(logits_bc, label_b)

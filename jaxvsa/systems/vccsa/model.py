@@ -136,7 +136,7 @@ class Consensus(nn.Module):
         kernel = self.param(f"{name}_kernel", init, shape, self.precision.param_dtype)
         bias = self.param(f"{name}_bias", init, shape[1:], self.precision.param_dtype)
         compute = self.precision.compute_dtype
-        return x @ kernel.astype(compute) + bias.astype(compute)
+        return x @ kernel.astype(compute) + bias.astype(compute)[None, None]
 
 
 class VCCSA(nn.Module):
@@ -230,7 +230,7 @@ class VCCSA(nn.Module):
         bias_c = self.param(f"head_{task}_bias", init, (num_classes,), store)
         return jnp.einsum(
             "bd,dc->bc", pooled_bd.astype(wide), kernel_dc.astype(wide)
-        ) + bias_c.astype(wide)
+        ) + bias_c.astype(wide)[None]
 
     def ground(
         self,
@@ -382,14 +382,14 @@ class VCCSA(nn.Module):
 
         text_uu = param("fusion_text_kernel", fan_in, width, width)
         bias_u = param("fusion_bias", fan_in, width)
-        pre_blu = text_blu @ text_uu + bias_u
+        pre_blu = text_blu @ text_uu + bias_u[None, None]
         if grounded_sbd is not None:
             dims = {"d": grounded_sbd.shape[-1], "a": self.aspect_width}
             words_ua = param("words_kernel", width, width, dims["a"])
             words_a = param("words_bias", width, dims["a"])
             scales_da = param("scales_kernel", dims["d"], dims["d"], dims["a"])
             video_du = param("fusion_video_kernel", fan_in, dims["d"], width)
-            words_bla = jnp.einsum("blu,ua->bla", text_blu, words_ua) + words_a
+            words_bla = jnp.einsum("blu,ua->bla", text_blu, words_ua) + words_a[None, None]
             scales_sba = jnp.einsum("sbd,da->sba", grounded_sbd, scales_da)
             logits_bls = jnp.einsum("bla,sba->bls", words_bla, scales_sba)
             attn_bls = masked_softmax(logits_bls, jnp.ones((), bool))

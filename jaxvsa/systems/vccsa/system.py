@@ -40,6 +40,13 @@ class Facts:
     feature_width: int | None
     feature_dtype: str | None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Facts:
+        """The facts that `dataclasses.asdict` gave, after a way through JSON."""
+        names = {task: tuple(found) for task, found in values["label_names"].items()}
+        counts = {task: tuple(found) for task, found in values["label_counts"].items()}
+        return cls(**{**values, "label_names": names, "label_counts": counts})
+
 
 def build_model(config: Mapping[str, Any], facts: Facts) -> VCCSA:
     """The Linen module of `config["model"]`.
@@ -151,7 +158,6 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
         parts=PARTS,
         partition=PARTITION_OF[model.variant],
     )
-
 
 
 PARTS = (("text", r"text/.*"), ("heads", r"head_.*"), ("fusion", r".*"))

@@ -73,10 +73,11 @@ def cases() -> list[Path]:
     """
     found = [COMMITTED]
     if VARIABLE in os.environ:
-        root = Path(os.environ[VARIABLE])
-        more = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        if not os.environ[VARIABLE] or not more:
-            raise RuntimeError(f"${VARIABLE} is {str(root)!r}, which holds no case folder")
+        given = os.environ[VARIABLE]
+        root = Path(given)
+        more = sorted(p for p in root.iterdir() if p.is_dir()) if given and root.is_dir() else []
+        if not more:
+            raise RuntimeError(f"${VARIABLE} is {given!r}, which holds no case folder")
         found += more
     for case in found:
         missing = [file for file in FILES if not (case / file).is_file()]

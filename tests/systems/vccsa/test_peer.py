@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -17,11 +18,14 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 @pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    """make_golden.py, which drives the peer."""
-    pytest.importorskip("torch")
+def maker() -> Iterator[ModuleType]:
+    """make_golden.py, which drives the peer; on one thread, since its arrays are tiny."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    return importlib.import_module("systems.vccsa.make_golden")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield importlib.import_module("systems.vccsa.make_golden")
+    torch.set_num_threads(threads)
 
 
 @CASES
@@ -54,7 +58,9 @@ def test_peer_follows_the_golden_trajectory(
 @CASES
 def test_learning_rates_are_those_of_the_case(maker: ModuleType, case: Path) -> None:
     golden = helper.load(case)
-    np.testing.assert_allclose(maker.learning_rates(golden.config), golden.io["traj_lr"], rtol=1e-12)
+    np.testing.assert_allclose(
+        maker.learning_rates(golden.config), golden.io["traj_lr"], rtol=1e-12
+    )
 
 
 def test_learning_rate_by_hand(maker: ModuleType) -> None:
@@ -77,7 +83,7 @@ def test_committed_sizes_all_differ(maker: ModuleType) -> None:
     for name in ("visual_out_dim", "dropout", "consensus_mask"):  # tied to another, or no size
         del model[name]
     sizes = [*model.values(), maker.BATCH["size"], roberta["num_attention_heads"]]
-    sizes += [roberta[f"{name}"] for name in ("intermediate_size", "max_position_embeddings")]
+    sizes += [roberta[name] for name in ("intermediate_size", "max_position_embeddings")]
     sizes.append(roberta["vocab_size"])
     assert len(set(sizes)) == len(sizes)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -29,7 +31,7 @@ def test_published_cases_are_all_read() -> None:
 def test_plain_equals_the_golden_outputs_and_gradients(case: Path, dtype: helper.Dtype) -> None:
     golden = helper.load(case)
     with jax.enable_x64(dtype == "float64"):
-        (_, outputs), grads = value_and_grad(golden, dtype)(cast(golden.state, dtype))
+        (_, outputs), grads = value_and_grad(case, dtype)(cast(golden.state, dtype))
         assert all(value.dtype == dtype for value in outputs.values())
     helper.check_outputs(golden, outputs, dtype)
     helper.check_grads(golden, grads, dtype)
@@ -42,7 +44,7 @@ def test_plain_follows_the_golden_trajectory(case: Path, dtype: helper.Dtype, ru
     golden = helper.load(case)
     settings = golden.config["trajectory"] | {"lr": golden.io["traj_lr"]}
     with jax.enable_x64(dtype == "float64"):
-        run = value_and_grad(golden, dtype)
+        run = value_and_grad(case, dtype)
 
         def loss_and_grads(state: plain.State) -> tuple:
             (loss, _), grads = run(state)
@@ -90,7 +92,7 @@ def test_checks_name_what_is_wrong() -> None:
         helper.check_outputs(golden, good | {"visual_encoded": good["cnn_features"]}, "float32")
     with pytest.raises(AssertionError, match="cg_score"):
         helper.check_outputs(golden, good | {"cg_score": good["cg_score"] + 3e-5}, "float32")
-    with pytest.raises(AssertionError, match="missing: .*total_loss"):
+    with pytest.raises(AssertionError, match=r"missing: .*total_loss"):
         helper.check_outputs(golden, {}, "float32")
     with pytest.raises(AssertionError, match="consensus_token"):
         grads = dict(golden.grads)
@@ -114,8 +116,10 @@ def inputs(golden: helper.Golden, dtype: str) -> dict:
     return cast(stored, dtype)
 
 
-def value_and_grad(golden: helper.Golden, dtype: str):
-    """state -> ((total loss, outputs), gradients), compiled."""
+@functools.cache
+def value_and_grad(case: Path, dtype: str) -> Callable[[plain.State], tuple]:
+    """state -> ((total loss, outputs), gradients), compiled once for all tests of a case."""
+    golden = helper.load(case)
     batch = inputs(golden, dtype)
 
     def run(state: plain.State) -> tuple:

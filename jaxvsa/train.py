@@ -1,0 +1,52 @@
+"""Door: `python -m jaxvsa.train` trains, resumes and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxvsa.core.cli import door_parser, run_door, split_config_flags
+from jaxvsa.core.config import load_config
+from jaxvsa.core.errors import UserError
+
+NAME = "python -m jaxvsa.train"
+EXAMPLE = (
+    f"{NAME} --config configs/vccsa.py:paper --config.data.root=data/csmv-i3d "
+    "--config.weights.text=roberta-base/ --run runs/paper-1"
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and trains."""
+    rest, spec, overrides = split_config_flags(argv)
+    parser = door_parser(
+        "train", "Train a system, or resume its run; the same command again continues.", EXAMPLE
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="configuration, e.g. configs/vccsa.py:paper or vccsa; a key is changed with "
+        "--config.section.key=value",
+    )
+    parser.add_argument("--run", type=Path, help="run directory (runs/<system>-<variant>)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print sizes, FLOPs and time per epoch, then stop"
+    )
+    args = parser.parse_args(rest)
+    if spec is None:
+        raise UserError(f"--config is missing; example: {EXAMPLE}")
+    config = load_config(spec, overrides)
+    name, _, variant = spec.partition(":")
+    run = args.run or Path("runs") / f"{Path(name).stem}-{variant or 'demo'}"
+    # Imported here, so that --help and a misspelt key do not wait for JAX.
+    from jaxvsa.workflows.dry_run import dry_run
+    from jaxvsa.workflows.fit import fit
+
+    console = Console(highlight=False)
+    (dry_run if args.dry_run else fit)(config, run, console)
+
+
+if __name__ == "__main__":
+    run_door(main)

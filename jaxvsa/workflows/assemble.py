@@ -1,0 +1,241 @@
+"""From a configuration to everything a run reads: data, tokenizer, weights, facts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from jaxvsa.core.config import build
+from jaxvsa.core.errors import UserError
+from jaxvsa.data.comments import CommentExamples
+from jaxvsa.data.corpus import Comments
+from jaxvsa.data.features import FeatureTable, Manifest
+from jaxvsa.data.pipeline import batches
+from jaxvsa.data.plan import BatchPlan
+from jaxvsa.data.prepared import Prepared
+from jaxvsa.data.text import TextCodec, UnknownShare
+from jaxvsa.interop.roberta import check_vocab, read_encoder
+from jaxvsa.systems import module
+from jaxvsa.systems.base import Params
+from jaxvsa.workflows.demo import ensure_demo
+
+DEMO = "demo"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Section `data` of a configuration.
+
+    Attributes:
+        root: folder written by `python -m jaxvsa.prepare`; "demo" is the synthetic corpus.
+        protocol: which split: "official", or "by_video" (no video in two splits).
+        text_len: longest comment in tokens, special tokens included.
+        text_pad: "rung" pads a batch to the next of `text_rungs`; "max" always to `text_len`.
+        text_rungs: admissible padded lengths, increasing, the last one `text_len`.
+        frame_rungs: likewise of frames, the last one the model's `visual_length`.
+        resident: features lie on the device as one array; False gathers them on the host.
+        vocab_size: ids of the byte-level BPE trained on the train comments without weights.
+    """
+
+    root: str
+    protocol: str
+    text_len: int
+    text_pad: Literal["rung", "max"]
+    text_rungs: tuple[int, ...]
+    frame_rungs: tuple[int, ...]
+    resident: bool
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsOptions:
+    """Section `weights` of a configuration.
+
+    Attributes:
+        text: Hugging Face folder of a RoBERTa or BERT; "" trains the encoder from scratch.
+        freeze_text: the text encoder does not learn.
+    """
+
+    text: str
+    freeze_text: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batching:
+    """How comments become batches: what of a configuration the pipeline needs.
+
+    Attributes:
+        variant: of the model: "text" reads no features, "video" no text.
+        text_len: see `DataOptions`.
+        rungs: axis -> admissible lengths.
+        frames_limit: the model's `visual_length`.
+        resident: see `DataOptions`.
+    """
+
+    variant: str
+    text_len: int
+    rungs: dict[str, tuple[int, ...]]
+    frames_limit: int
+    resident: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Batching:
+        """Read from a resolved configuration."""
+        data = build(DataOptions, config["data"], "config.data")
+        variant, limit = config["model"]["variant"], config["model"]["visual_length"]
+        text = (data.text_len,) if data.text_pad == "max" else data.text_rungs
+        rungs = {"l": text} if variant == "text" else {"l": text, "t": data.frame_rungs}
+        return cls(variant, data.text_len, rungs, limit, data.resident)
+
+    def examples(
+        self,
+        comments: Comments,
+        codec: TextCodec,
+        row_b: np.ndarray | None,
+        features: FeatureTable | None,
+    ) -> CommentExamples:
+        """All comments, tokenised once."""
+        texts = [""] * len(comments) if self.variant == "video" else comments.text
+        seen = self.variant != "text"
+        return CommentExamples(
+            codec.encode(texts, self.text_len),
+            comments.labels,
+            row_b if seen else None,
+            features if seen else None,
+            pad_id=codec.pad_id,
+            text_len=self.text_len,
+            frames_limit=self.frames_limit if seen else 0,
+            resident=self.resident,
+        )
+
+    def plan(self, examples: CommentExamples, batch_size: int, **how: Any) -> BatchPlan:
+        """The batches of all examples; `how` as in `BatchPlan`."""
+        return BatchPlan(examples.needs(), self.rungs, batch_size, limits=examples.limits, **how)
+
+    def in_order(self, examples: CommentExamples, batch_size: int) -> grain.MapDataset:
+        """Every example once, for evaluation; a short list gets a batch of its own size."""
+        return batches(self.plan(examples, batch_size, shuffle=False), examples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembled:
+    """What a run reads.
+
+    Attributes:
+        config: resolved: the text encoder's fields are those of the weights.
+        prepared: the data set.
+        codec: the tokenizer.
+        facts: the system's `Facts`.
+        text_params: weights of the text encoder; None = from scratch.
+        unknown: share of tokens of the train comments that the tokenizer cannot write.
+    """
+
+    config: dict[str, Any]
+    prepared: Prepared
+    codec: TextCodec
+    facts: Any
+    text_params: Params | None
+    unknown: UnknownShare
+
+    @property
+    def protocol(self) -> str:
+        """The split protocol."""
+        return self.config["data"]["protocol"]
+
+    @functools.cached_property
+    def batching(self) -> Batching:
+        """See `Batching`."""
+        return Batching.of(self.config)
+
+    @property
+    def features(self) -> FeatureTable | None:
+        """The features, if the model sees video."""
+        return None if self.batching.variant == "text" else self.prepared.features()
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the features, if the model sees video."""
+        found = None if self.batching.variant == "text" else self.prepared.manifest
+        return None if found is None else Manifest.from_dict(found)
+
+    def comments(self, split: str) -> Comments:
+        """The comments of a split."""
+        return self.prepared.comments(self.protocol, split)
+
+    def examples(self, split: str) -> CommentExamples:
+        """The comments of a split, tokenised."""
+        comments, features = self.comments(split), self.features
+        row_b = None if features is None else features.rows(comments.video)
+        return self.batching.examples(comments, self.codec, row_b, features)
+
+
+def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
+    """Opens the data, tokenizer and weights of a configuration.
+
+    Args:
+        config: plain values, as the configuration file and the command line give them.
+        run: where the demo corpus goes.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+    """
+    config = copy.deepcopy(dict(config))
+    options = build(DataOptions, config["data"], "config.data")
+    weights = build(WeightsOptions, config["weights"], "config.weights")
+    if not options.root:
+        raise UserError(
+            "config.data.root is empty; write the data once with `python -m jaxvsa.prepare csmv "
+            "--root CSMV/ --features ... --out DIR` and pass --config.data.root=DIR"
+        )
+    if weights.freeze_text and not weights.text:
+        raise UserError("config.weights.freeze_text needs config.weights.text: a random text "
+                        "encoder that does not learn is of no use")  # fmt: skip
+    root = ensure_demo(run, config["seed"]) if options.root == DEMO else Path(options.root)
+    prepared = Prepared.open(root)
+    train = prepared.comments(options.protocol, "train")
+    codec, text_params, vocab = read_text(config, options, weights, train.text)
+    manifest = prepared.manifest
+    facts = module(config["system"]).Facts(
+        label_names={task: tuple(names) for task, names in prepared.labels.items()},
+        label_counts={
+            task: tuple(np.bincount(train.labels[task], minlength=len(names)).tolist())
+            for task, names in prepared.labels.items()
+        },
+        vocab_size=vocab,
+        pad_id=codec.pad_id,
+        feature_width=None if manifest is None else manifest["width"],
+        feature_dtype=None if manifest is None else manifest["dtype"],
+    )
+    unknown = codec.unknown_share(codec.encode(train.text, options.text_len))
+    return Assembled(config, prepared, codec, facts, text_params, unknown)
+
+
+def read_text(
+    config: dict[str, Any], options: DataOptions, weights: WeightsOptions, texts: Sequence[str]
+) -> tuple[TextCodec, Params | None, int]:
+    """Tokenizer, weights and word rows; `config["model"]["text"]` becomes what the weights say.
+
+    The dropout rates stay those of the configuration: they are a matter of training.
+    """
+    if not weights.text or config["model"]["variant"] == "video":
+        codec = TextCodec.train_bpe(texts, options.vocab_size)
+        return codec, None, codec.vocab_size
+    fields, params = read_encoder(weights.text)
+    codec = TextCodec.from_folder(weights.text)
+    check_vocab(codec.vocab_size, fields["vocab_size"])
+    ours = config["model"]["text"]
+    ours.update({name: value for name, value in fields.items() if name in _SHAPE})
+    return codec, params, fields["vocab_size"]
+
+
+_SHAPE = (
+    "kind", "width", "num_layers", "num_heads", "mlp_width", "max_positions", "num_types",
+    "norm_eps",
+)  # fmt: skip

@@ -1,0 +1,310 @@
+"""What keeps a run from working, in plain words: one probe per question, nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvsa.core import trees
+from jaxvsa.core.checkpoint import Checkpoints
+from jaxvsa.core.errors import UserError
+from jaxvsa.data.features import Manifest
+from jaxvsa.data.prepared import Prepared
+from jaxvsa.data.text import TextCodec
+from jaxvsa.interop.roberta import check_vocab, read_encoder
+from jaxvsa.systems.base import abstract_batch
+from jaxvsa.workflows.assemble import DEMO
+from jaxvsa.workflows.evaluate import check_labels
+from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
+from jaxvsa.workflows.runs import RunFolder
+from jaxvsa.workflows.score import check_features
+
+KEPT = 3  # checkpoints on the disk at once: the newest, the best, the one being written
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The answer of one probe.
+
+    Attributes:
+        name: what was looked at.
+        ok: nothing is wrong with it.
+        text: what it is, or what is wrong and the cure.
+    """
+
+    name: str
+    ok: bool
+    text: str
+
+
+def examine(
+    run: Path | None = None,
+    data: Path | None = None,
+    weights: Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[Finding]:
+    """Probes the machine, and whatever is named.
+
+    Args:
+        run: a run directory: its checkpoints, whether it fits its data and this machine.
+        data: a prepared folder; with `run`, instead of the one the run was trained on.
+        weights: a Hugging Face folder of a text encoder.
+        config: a run that shall be started: plain values, `data.root` and all.
+
+    Yields:
+        findings, each as soon as it is made.
+    """
+    yield _probe("packages", _packages)
+    yield _probe("device", _device)
+    if run is not None:
+        found = _probe("run", lambda: f"{run}, {RunFolder(run).read_config()['system']}")
+        yield found
+        if found.ok:
+            data = data or _root(run)
+            yield from _of_checkpoints(RunFolder(run).checkpoints())
+            yield _probe("run and data", lambda: _run_and_data(run, data))
+            if config is None and not RunFolder(run).results.exists():
+                config = {**RunFolder(run).read_config()}
+                config["data"] = {**config["data"], "root": str(data)}
+    if data is not None:
+        yield _probe("comments", lambda: _comments(data))
+        yield _probe("features", lambda: _features(data))
+    if weights is not None:
+        yield _probe("weights", lambda: _weights(weights))
+    if config is not None:
+        yield from _of_config(config, run or Path())
+
+
+def _probe(name: str, look: Callable[[], str]) -> Finding:
+    """What `look` says, or what it complains of."""
+    try:
+        return Finding(name, True, look())
+    except UserError as error:
+        return Finding(name, False, str(error))
+
+
+def _packages() -> str:
+    """Versions, compared with those that pyproject.toml asks for."""
+    version = importlib.metadata.version
+    try:
+        required = importlib.metadata.requires("jaxvsa") or []
+        found = [f"jaxvsa {version('jaxvsa')}"]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError("jaxvsa is not installed; run pip install -e . in its folder") from error
+    for line in required:
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line.replace(" ", ""))
+        if match is None:  # belongs to an extra
+            continue
+        name, least = match.groups()
+        try:
+            have = version(name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise UserError(f"{name} is missing; run pip install '{name}>={least}'") from error
+        if _numbers(have) < _numbers(least):
+            raise UserError(f"{name} is {have}; run pip install -U '{name}>={least}'")
+        found.append(f"{name} {have}")
+    return ", ".join(found)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _device() -> str:
+    """Devices of JAX; a GPU that it does not use is a problem."""
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"JAX finds no device ({why}); check JAX_PLATFORMS and the driver") from (
+            error
+        )
+    if devices[0].platform == "cpu" and has_nvidia():
+        asked = os.environ.get("JAX_PLATFORMS")
+        cure = f"unset JAX_PLATFORMS={asked}" if asked else "run pip install -U 'jax[cuda]'"
+        raise UserError(f"JAX runs on the CPU, but this machine has an NVIDIA GPU; {cure}")
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def has_nvidia() -> bool:
+    """Whether a driver of NVIDIA answers on this machine."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return True
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0 and b"GPU" in done.stdout
+
+
+def _root(run: Path) -> Path:
+    """The data of a run."""
+    root = RunFolder(run).read_config()["data"]["root"]
+    return run / "data" / "prepared" if root == DEMO else Path(root)
+
+
+def _of_checkpoints(checkpoints: Checkpoints) -> Iterator[Finding]:
+    """Every checkpoint is read whole and compared with its digests."""
+    folders = checkpoints.folder.glob("*")
+    steps = sorted(int(path.name) for path in folders if path.name.isdecimal())
+    if not steps:
+        yield Finding("checkpoint", True, "none yet")
+    for step in steps:
+        yield _probe(f"checkpoint {step}", functools.partial(_checkpoint, checkpoints, step))
+
+
+def _checkpoint(checkpoints: Checkpoints, step: int) -> str:
+    if not (checkpoints.folder / str(step) / "meta").exists():
+        raise UserError(f"{checkpoints.folder / str(step)} is incomplete; delete it")
+    state = checkpoints.restore_raw(step, SAVED)
+    return f"intact, {_size(trees.num_bytes(state))}"
+
+
+def _run_and_data(run: Path, data: Path) -> str:
+    """Labels and features of the data are those of the run."""
+    checkpoints, prepared = RunFolder(run).checkpoints(), Prepared.open(data)
+    step = checkpoints.newest()
+    if step is None:
+        return "nothing trained yet"
+    meta = checkpoints.read_meta(step)
+    check_labels(meta["facts"]["label_names"], prepared.labels)
+    trained, given = (m and Manifest.from_dict(m) for m in (meta["manifest"], prepared.manifest))
+    check_features(trained, given)
+    return f"{data} has the labels and features of training"
+
+
+def _comments(data: Path) -> str:
+    """Reading compares the records with the digest in data.json."""
+    prepared = Prepared.open(data)
+    total = 0
+    for protocol, splits in prepared.protocols.items():
+        total = 0
+        for split, count in splits.items():
+            total += len(prepared.comments(protocol, split))
+            if total and len(prepared.comments(protocol, split)) != count:
+                raise UserError(f"{data}: data.json counts {count} comments in {protocol}/{split}")
+    labels = ", ".join(f"{task} ({len(names)})" for task, names in prepared.labels.items())
+    return f"{total:,}; labels {labels}; splits {', '.join(prepared.protocols)}"
+
+
+def _features(data: Path) -> str:
+    """The records are as wide and as many as data.json says, and no comment lacks its video."""
+    prepared = Prepared.open(data)
+    if prepared.manifest is None:
+        return "none: only models of text alone"
+    manifest = Manifest.from_dict(prepared.manifest)
+    claim = f"{manifest.num_rows:,} rows of {manifest.width} {manifest.dtype}"
+    try:
+        table = prepared.features()
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"{data}/videos does not fit the {claim} of data.json ({error}); prepare again"
+        ) from error
+    assert table is not None
+    for protocol, splits in prepared.protocols.items():
+        for split in splits:
+            table.rows(prepared.comments(protocol, split).video)
+    return f"{manifest.encoder}, {claim}, {len(table.row):,} videos"
+
+
+def _weights(folder: Path) -> str:
+    """Tensors fit config.json, and the tokenizer fits the word table."""
+    fields, params = read_encoder(folder)
+    codec = TextCodec.from_folder(folder)
+    check_vocab(codec.vocab_size, fields["vocab_size"])
+    return (
+        f"{fields['kind']}, {fields['num_layers']} layers of width {fields['width']}, "
+        f"{trees.num_values(params):,} parameters; tokenizer of {codec.vocab_size:,} ids"
+    )
+
+
+def _of_config(config: Mapping[str, Any], run: Path) -> Iterator[Finding]:
+    """Builds and traces the run, then compares its size with disk and memory."""
+    with tempfile.TemporaryDirectory() as folder:  # of the demo corpus, if that is asked for
+        setups: list[Setup] = []
+        yield _probe("configuration", lambda: _setup(config, Path(folder), setups))
+        for setup in setups:
+            yield _probe("disk", lambda: _disk(setup, run))
+            yield _probe("memory", lambda: _memory(setup))
+
+
+def _setup(config: Mapping[str, Any], folder: Path, found: list[Setup]) -> str:
+    """Appends to `found` what `fit` would start from."""
+    setup = prepare_run(config, folder)
+    batching = setup.data.batching
+    largest = {axis: rungs[-1] for axis, rungs in batching.rungs.items()}
+    width = setup.data.facts.feature_width or 0
+    batch = abstract_batch(setup.system, {"b": 1, "f": width, **largest})
+    jax.eval_shape(setup.system.init, jax.random.key(0), batch)
+    found.append(setup)
+    return (
+        f"{setup.system.name}, {trees.num_values(setup.abstract.learn):,} parameters learn; "
+        f"{setup.num_steps:,} updates"
+    )
+
+
+def _disk(setup: Setup, run: Path) -> str:
+    """Room for all checkpoints that are there at once."""
+    one = trees.num_bytes({"learn": setup.abstract.learn, "opt": setup.abstract.opt})
+    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{_size(free)} free, {KEPT} checkpoints of {_size(one)} are kept at once"
+    if free < KEPT * one:
+        raise UserError(f"too little disk under {there.absolute()}: {text}; free some, or move --run")
+    return text
+
+
+def _memory(setup: Setup) -> str:
+    """Room for state, gradients and features; activations come on top."""
+    options, features = setup.mesh_options, setup.data.features
+    state = trees.num_bytes({"learn": setup.abstract.learn, "opt": setup.abstract.opt})
+    state += trees.num_bytes([setup.abstract.learn, setup.abstract.held])
+    per_device = state // (options.fsdp * options.tensor)
+    table = features.values_nf.nbytes if features is not None else 0
+    need, available = per_device + table, available_memory()
+    text = (
+        f"{_size(available)} available, at least {_size(need)} needed: {_size(per_device)} for "
+        f"parameters, gradients and moments, {_size(table)} for features"
+    )
+    if need > available:
+        raise UserError(
+            f"too little memory: {text}; set config.data.resident=False, raise config.mesh.fsdp, "
+            "or take a larger machine"
+        )
+    return text
+
+
+def available_memory() -> int:
+    """Bytes that are free on the first device; on a CPU, on the machine."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        free = None
+    if free:
+        return int(free[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

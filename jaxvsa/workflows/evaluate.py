@@ -1,0 +1,121 @@
+"""Measures a trained model on a split, beside rows that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.data.features import Manifest
+from jaxvsa.data.prepared import Prepared
+from jaxvsa.evaluation.tables import Row, render
+from jaxvsa.workflows import score as scoring
+from jaxvsa.workflows.assemble import DEMO, Batching
+from jaxvsa.workflows.demo import ensure_demo
+from jaxvsa.workflows.predict import all_devices, batch_size, on_every_device
+from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    data: str | Path | None = None,
+    step: str | int = "best",
+    protocol: str | None = None,
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> list[Row]:
+    """Prints the table of one split; writes its predictions and confusion matrices.
+
+    Args:
+        run: folder of the run.
+        split: "train", "dev" or "test".
+        data: a prepared folder; the run's own by default.
+        step: "best", "newest" or a number of updates.
+        protocol: how the data is split; as in the run by default.
+        out: folder of the files. By default RUN/predictions, and a sub-folder of it for anything
+            but the run's own data, protocol and best step.
+        console: where to print; None is silent.
+
+    Returns:
+        the rows of the table: the model, then the baselines, of the same split and protocol.
+
+    Raises:
+        UserError: no such run, step, data or split; data with other labels or features than the
+            model was trained on.
+    """
+    trained = read_trained(run, step)
+    config, folder = trained.config, RunFolder(run)
+    prepared = open_data(config, folder.path, data)
+    check_labels(trained.facts.label_names, prepared.labels)
+    scoring.check_features(trained.manifest, _manifest(prepared))
+    own = data is None and step == "best" and protocol in (None, config["data"]["protocol"])
+    protocol = protocol or config["data"]["protocol"]
+    name = f"{prepared.root.name}-{protocol}-step{trained.step}"
+    files = Path(out) if out else folder.predictions if own else folder.predictions / name
+    scored = _score(trained, prepared, protocol, split)
+    labels = trained.facts.label_names
+    scoring.write_scored(files, scored, split, labels)
+    model = Row(f"{trained.system.name} (step {trained.step})", scored.values, scored.errors)
+    rows = [model, *scoring.baselines(prepared, protocol, [split])]
+    console = console or Console(quiet=True)
+    render(rows, labels, [split], console)
+    if protocol != config["data"]["protocol"]:
+        console.print(
+            f"The model was trained with the protocol {config['data']['protocol']}: its train "
+            f"comments may be among these.",
+            soft_wrap=True,
+        )
+    console.print(f"± is one standard error over videos. Files: {files}", markup=False)
+    return rows
+
+
+def open_data(config: Mapping, run: Path, data: str | Path | None = None) -> Prepared:
+    """The prepared folder `data`, or the one a run was trained on."""
+    root = data or config["data"]["root"]
+    return Prepared.open(ensure_demo(run, config["seed"]) if root == DEMO else root)
+
+
+def check_labels(trained: scoring.LabelNames, given: scoring.LabelNames) -> None:
+    """Refuses data whose classes are not those of a model, in this order.
+
+    Raises:
+        UserError: both are named.
+    """
+    if _plain(trained) != _plain(given):
+        raise UserError(
+            f"the model was trained on the labels {_plain(trained)}, the data has {_plain(given)}; "
+            "prepare it with the same label columns and classes"
+        )
+
+
+def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> scoring.Scored:
+    """The split, measured on all devices."""
+    comments = prepared.comments(protocol, split)
+    if not len(comments):
+        raise UserError(f"{prepared.root}: the split '{split}' of '{protocol}' has no comments")
+    batching, mesh = Batching.of(trained.config), all_devices()
+    features = None if trained.manifest is None else prepared.features()
+    row_b = None if features is None else features.rows(comments.video)
+    examples = batching.examples(comments, trained.codec, row_b, features)
+    size = batch_size(len(comments), trained.config["train"]["eval_batch_size"], mesh)
+    return scoring.score(
+        trained.system,
+        on_every_device(trained.params, mesh),
+        scoring.place_tables(trained.system, batching, features, mesh),
+        batching.in_order(examples, size),
+        comments,
+        trained.facts.label_names,
+        mesh,
+        split,
+    )
+
+
+def _manifest(prepared: Prepared) -> Manifest | None:
+    return None if prepared.manifest is None else Manifest.from_dict(prepared.manifest)
+
+
+def _plain(labels: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {task: list(labels[task]) for task in sorted(labels)}

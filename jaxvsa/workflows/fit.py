@@ -1,0 +1,343 @@
+"""Trains a system from a configuration, resumes it, and reports what it reached."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxvsa.core import mesh as meshes
+from jaxvsa.core import trees
+from jaxvsa.core.checkpoint import Checkpoints
+from jaxvsa.core.config import build, to_plain
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import read_json, write_json
+from jaxvsa.data.pipeline import batches, iterate
+from jaxvsa.evaluation.evaluator import flat_metrics, run
+from jaxvsa.evaluation.tables import Row, render
+from jaxvsa.systems import module
+from jaxvsa.systems.base import Params, System, abstract_batch
+from jaxvsa.training.log import MetricsLog, Progress
+from jaxvsa.training.loop import Hooks, Loop, Memory, TrainOptions
+from jaxvsa.training.optim import OptimOptions, make_optimizer
+from jaxvsa.training.state import State, start
+from jaxvsa.training.step import make_step
+from jaxvsa.workflows import score as scoring
+from jaxvsa.workflows.assemble import Assembled, assemble
+from jaxvsa.workflows.runs import RunFolder, choose_step, describe, read_trained
+
+SAVED = ("step", "rng", "learn", "opt", "skipped")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """A run before its first update: everything that follows from the configuration."""
+
+    folder: RunFolder
+    data: Assembled
+    system: System
+    mesh: Mesh
+    mesh_options: meshes.MeshOptions
+    options: TrainOptions
+    num_steps: int
+    eval_every: int
+    stream: Any
+    plan: Any
+    tx: optax.GradientTransformation
+    rate: Callable[[Any], Any]
+    abstract: State
+
+
+def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setup:
+    """Reads and checks everything; writes nothing but the demo corpus.
+
+    Raises:
+        UserError: anything wrong with configuration, data or weights.
+    """
+    plain = to_plain(config)
+    options = build(TrainOptions, plain["train"], "config.train")
+    mesh_options = build(meshes.MeshOptions, plain["mesh"], "config.mesh")
+    optim = build(OptimOptions, plain["optim"], "config.optim")
+    data = assemble(plain, run_path)
+    system = module(plain["system"]).build(data.config, data.facts)
+    if system.couples_batch and options.accumulate > 1:
+        raise UserError(
+            f"config.train.accumulate is {options.accumulate}, but the loss of {system.name} looks "
+            "across examples, so that parts of a batch give another result; set it to 1"
+        )
+    mesh = meshes.make_mesh(mesh_options, devices)
+    plan = data.batching.plan(
+        examples := data.examples("train"), options.batch_size, seed=plain["seed"]
+    )
+    num_steps = options.steps or max(1, round(options.epochs * plan.steps_per_epoch))
+    plan = data.batching.plan(examples, options.batch_size, seed=plain["seed"], num_steps=num_steps)
+    rng = jax.random.key(plain["seed"])
+    params = jax.eval_shape(system.init, rng, _example(data, system))
+    learn, _ = trees.split(params, system.trainable)
+    tx, rate = make_optimizer(optim, num_steps, system.parts, learn)
+    return Setup(
+        folder=RunFolder(run_path),
+        data=data,
+        system=system,
+        mesh=mesh,
+        mesh_options=mesh_options,
+        options=options,
+        num_steps=num_steps,
+        eval_every=options.eval_every or plan.steps_per_epoch,
+        stream=batches(plan, examples, options.accumulate),
+        plan=plan,
+        tx=tx,
+        rate=rate,
+        abstract=jax.eval_shape(functools.partial(start, system, tx), params, rng),
+    )
+
+
+def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the smallest batch."""
+    sizes = {axis: ladder[0] for axis, ladder in data.batching.rungs.items()}
+    return abstract_batch(system, {"b": batch, "f": data.facts.feature_width or 0, **sizes})
+
+
+def first_state(setup: Setup, shardings: State) -> State:
+    """The state before the first update, placed: random, from weights, or from another run."""
+    system, data = setup.system, setup.data
+    seed = data.config["seed"]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _example(data, system))
+    init_rng, run_rng = jax.random.split(jax.random.key(seed))
+    params = jax.jit(system.init)(init_rng, zeros)
+    source = data.config["init_from"]
+    if source:
+        params = _adopt(params, read_trained(source).params, source)
+    elif data.text_params is not None:
+        params["text"] = _adopt(params["text"], data.text_params, data.config["weights"]["text"])
+    return jax.device_put(start(system, setup.tx, params, run_rng), shardings)
+
+
+def _adopt(ours: Params, theirs: Params, where: str) -> Params:
+    """Values of another tree in the dtypes of ours.
+
+    Raises:
+        UserError: a name or shape differs.
+    """
+    mine, found = trees.named(ours), trees.named(theirs)
+    for path in sorted(mine.keys() | found.keys()):
+        here = mine[path].shape if path in mine else "absent"
+        there = found[path].shape if path in found else "absent"
+        if here != there:
+            raise UserError(f"{where} does not fit config.model: '{path}' is {there}, not {here}")
+    return trees.nest({path: jnp.asarray(found[path], leaf.dtype) for path, leaf in mine.items()})
+
+
+def saved(state: State) -> dict[str, Any]:
+    """What of a state goes into a checkpoint: all but the frozen parameters."""
+    return {name: getattr(state, name) for name in SAVED}
+
+
+def resume(setup: Setup, checkpoints: Checkpoints, shardings: State) -> tuple[State, Memory, Any]:
+    """The state, the loop's memory and the stream's state of the newest checkpoint, or new ones."""
+    step = checkpoints.newest()
+    if step is None:
+        return first_state(setup, shardings), Memory(), None
+    meta = checkpoints.read_meta(step)
+    target = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        saved(setup.abstract),
+        saved(shardings),
+    )
+    restored = checkpoints.restore(step, target)
+    held: Params = {}
+    if meta["held"]:
+        # Frozen leaves are those of the weights, which `assemble` has read again.
+        held = jax.device_put({"text": setup.data.text_params}, shardings.held)
+        if trees.digests(held) != meta["held"]:
+            raise UserError(
+                f"{setup.data.config['weights']['text']} holds other weights than {step=} of "
+                f"{setup.folder.path} was trained with; restore the original folder"
+            )
+    return State(held=held, **restored), Memory(**meta["memory"]), meta["stream"]
+
+
+def fit(
+    config: ConfigDict, run_path: str | Path, console: Console, devices: Any = None
+) -> list[Row]:
+    """Trains to the end, or resumes, or finds the run complete; then the table.
+
+    Args:
+        config: from `core.config.load_config`.
+        run_path: the run directory.
+        console: where progress and tables go.
+        devices: a subset of the devices; all by default.
+
+    Returns:
+        the rows of the table: the model at its selected checkpoint, then the baselines.
+
+    Raises:
+        UserError: everything that the user can mend.
+    """
+    setup = prepare_run(config, Path(run_path), devices)
+    existed = setup.folder.begin(setup.data.config, data_record(setup.data))
+    checkpoints = setup.folder.checkpoints()
+    if existed and setup.folder.results.exists():
+        console.print(f"{run_path} is complete; its results:", markup=False)
+        rows = read_rows(setup.folder.results)
+        show(rows, setup, console)
+        return rows
+    say_start(setup, console)
+    shardings = meshes.shardings(
+        setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
+    )
+    state, memory, stream_state = resume(setup, checkpoints, shardings)
+    if int(state.step):
+        console.print(f"resuming {run_path} at step {int(state.step)} of {setup.num_steps}")
+    try:
+        state = train(setup, checkpoints, shardings, state, memory, stream_state, console)
+    finally:
+        checkpoints.close()
+    rows = report(setup, checkpoints)
+    show(rows, setup, console)
+    return rows
+
+
+def train(
+    setup: Setup,
+    checkpoints: Checkpoints,
+    shardings: State,
+    state: State,
+    memory: Memory,
+    stream_state: Any,
+    console: Console,
+) -> State:
+    """Runs the loop with this run's files and functions."""
+    system, mesh, data = setup.system, setup.mesh, setup.data
+    tables = scoring.place_tables(system, data.batching, data.features, mesh)
+    stream = iterate(setup.stream, stream_state)
+    jitted = make_step(system, setup.tx, mesh, setup.mesh_options.step, shardings)
+    dev = data.batching.in_order(data.examples("dev"), setup.options.eval_batch_size)
+    held = describe(data.config, data.facts, data.codec, data.manifest, state.held)
+
+    def step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Mapping[str, Any]]:
+        return jitted(state, tables, batch)
+
+    def evaluate(state: State) -> dict[str, float]:
+        task = system.tasks[scoring.TASK]
+        _, states = run(system, task, state.params(), tables, iterate(dev), mesh)
+        values = flat_metrics(states, "dev", data.facts.label_names)
+        total = scoring.sum_of_micro_f1(values, "dev", list(data.facts.label_names))
+        return {**values, "dev/all/micro_f1_sum": total}
+
+    def save(state: State, memory: Memory, value: float | None) -> None:
+        meta = {**held, "memory": dataclasses.asdict(memory), "stream": stream.get_state()}
+        checkpoints.save(int(state.step), saved(state), meta, value)
+
+    def last_good() -> str:
+        newest = checkpoints.newest()
+        return (
+            f"the last good checkpoint is {checkpoints.folder}/{newest}"
+            if newest
+            else ("and there is no checkpoint yet")
+        )
+
+    log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
+    log.cut_after(int(state.step))
+    with Progress(setup.num_steps, int(state.step), True, console) as progress:
+        loop = Loop(
+            setup.options,
+            setup.num_steps,
+            setup.eval_every,
+            Hooks(step, evaluate, save, setup.rate, last_good),
+            log,
+            progress,
+            memory,
+        )
+        try:
+            return loop.run(state, stream)
+        finally:
+            log.close()
+
+
+def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
+    """Scores dev and test with the selected checkpoint, writes all files, returns the table."""
+    which = "best" if setup.options.select_on else "newest"
+    step = choose_step(checkpoints, which, setup.folder.path)
+    trained = read_trained(setup.folder.path, step)
+    system, data, mesh = trained.system, setup.data, setup.mesh
+    tables = scoring.place_tables(system, data.batching, data.features, mesh)
+    params = jax.device_put(trained.params)
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    splits = [split for split in ("dev", "test") if split in data.prepared.protocols[data.protocol]]
+    for split in splits:
+        comments = data.comments(split)
+        ordered = data.batching.in_order(data.examples(split), setup.options.eval_batch_size)
+        scored = scoring.score(
+            system, params, tables, ordered, comments, data.facts.label_names, mesh, split
+        )
+        scoring.write_scored(setup.folder.predictions, scored, split, data.facts.label_names)
+        values |= scored.values
+        errors |= scored.errors
+    name = f"{system.name} (step {step})"
+    rows = [Row(name, values, errors), *scoring.baselines(data.prepared, data.protocol, splits)]
+    write_json(setup.folder.results, [dataclasses.asdict(row) for row in rows])
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of results.json."""
+    return [Row(**row) for row in read_json(path, "results")]
+
+
+def show(rows: list[Row], setup: Setup, console: Console) -> None:
+    """Prints the table, and where the files are."""
+    splits = [
+        split for split in ("dev", "test") if any(k.startswith(split) for k in rows[0].values)
+    ]
+    render(rows, setup.data.facts.label_names, splits, console)
+    console.print(f"± is one standard error over videos. Files: {setup.folder.path}", markup=False)
+    if setup.data.config["data"]["root"] == "demo":
+        console.print(
+            "This was the demo on a synthetic corpus. Real data: python -m jaxvsa.prepare csmv "
+            "--help, then --config configs/vccsa.py:paper --config.data.root=DIR",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def data_record(data: Assembled) -> dict[str, Any]:
+    """What data.json of a run says: where the data is, and what it was."""
+    prepared = data.prepared
+    return {
+        "root": str(prepared.root),
+        "digest": prepared.digest,
+        "protocol": data.protocol,
+        "labels": {task: list(names) for task, names in prepared.labels.items()},
+        "features": None if data.manifest is None else data.manifest.to_dict(),
+        "report": prepared.report,
+    }
+
+
+def say_start(setup: Setup, console: Console) -> None:
+    """One line each on model, text and devices."""
+    data, system = setup.data, setup.system
+    learn, held = setup.abstract.learn, setup.abstract.held
+    shape = "x".join(str(size) for size in setup.mesh.devices.shape)
+    lines = [
+        f"{system.name}: {trees.num_values(learn):,} parameters learn, "
+        f"{trees.num_values(held):,} are frozen; mesh {shape} of "
+        f"{setup.mesh.devices.flat[0].device_kind}",
+        f"text: {data.codec.vocab_size:,} tokens; unknown in train: "
+        f"{100 * data.unknown.tokens:.2f} % of tokens, "
+        f"{100 * data.unknown.comments:.2f} % of comments",
+        f"{setup.num_steps:,} updates of {setup.options.batch_size} comments",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,246 @@
+"""The run directory, and a trained model read back from it.
+
+RUN/config.json       format version and the resolved configuration
+RUN/env.json          one record per start: versions, devices, git state
+RUN/data.json         what was trained on: report of `prepare`, labels, feature manifest
+RUN/checkpoints/      newest and best, each with everything that `load` needs
+RUN/metrics.jsonl     one row per `log_every` updates and per evaluation
+RUN/predictions/      predictions and confusion matrices, per split
+RUN/results.json      the final table
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvsa.core import trees
+from jaxvsa.core.checkpoint import Checkpoints
+from jaxvsa.core.config import differences
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import read_json, write_json
+from jaxvsa.data.features import Manifest
+from jaxvsa.data.text import TextCodec
+from jaxvsa.interop.roberta import read_encoder
+from jaxvsa.systems import module
+from jaxvsa.systems.base import Params, System
+
+FORMAT = 1
+_PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunFolder:
+    """Names and first files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        """`path` need not exist."""
+        self.path = Path(path)
+
+    @property
+    def results(self) -> Path:
+        """The final table."""
+        return self.path / "results.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of predictions and confusion matrices."""
+        return self.path / "predictions"
+
+    def checkpoints(self) -> Checkpoints:
+        """The newest and the best checkpoint of the run."""
+        return Checkpoints(self.path / "checkpoints")
+
+    def begin(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
+        """Writes the first files, or checks that this is the run they speak of.
+
+        Returns:
+            whether the run existed before.
+
+        Raises:
+            UserError: the folder holds something else, a run of a newer format, or a run of
+                another configuration (the differences are named).
+        """
+        existed = (self.path / "config.json").exists()
+        if existed:
+            changes = differences(self.read_config(), config)
+            if changes:
+                raise UserError(
+                    f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
+                    "choose another --run, or repeat the command it was started with"
+                )
+        elif self.path.is_dir() and any(p.name != "data" for p in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and not a run; choose another --run")
+        if jax.process_index() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            starts = read_json(self.path / "env.json", "environment") if existed else []
+            write_json(self.path / "env.json", [*starts, environment()])
+            write_json(self.path / "data.json", data)
+            write_json(self.path / "config.json", {"format": FORMAT, "config": config})
+        return existed
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration of the run.
+
+        Raises:
+            UserError: no run, or one of a newer format.
+        """
+        path = self.path / "config.json"
+        if not path.exists():
+            raise UserError(f"{self.path} is not a run: it has no config.json; check --run")
+        record = read_json(path, "run configuration")
+        if not isinstance(record, dict) or "config" not in record:
+            raise UserError(f"{path} is not a run configuration; restore it or start a new --run")
+        if record.get("format") != FORMAT:
+            raise UserError(
+                f"{path} has format {record.get('format')}, this version reads {FORMAT}; "
+                "use the version of jaxvsa that wrote it"
+            )
+        return record["config"]
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside the configuration."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "git": _git(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that the code runs from, and whether it was changed."""
+
+    def ask(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A model read from a run.
+
+    Attributes:
+        config: the resolved configuration.
+        facts: the system's `Facts`.
+        system: built from both.
+        params: the whole parameter tree, numpy.
+        codec: the tokenizer it was trained with.
+        manifest: of the features it was trained on; None without video.
+        step: updates done.
+    """
+
+    config: dict[str, Any]
+    facts: Any
+    system: System
+    params: Params
+    codec: TextCodec
+    manifest: Manifest | None
+    step: int
+
+
+def describe(
+    config: dict[str, Any], facts: Any, codec: TextCodec, manifest: Manifest | None, held: Any
+) -> dict[str, Any]:
+    """What a checkpoint keeps beside the arrays, so that it can be read alone."""
+    return {
+        "config": config,
+        "facts": dataclasses.asdict(facts),
+        "codec": codec.to_json(),
+        "manifest": None if manifest is None else manifest.to_dict(),
+        "held": trees.digests(held),
+    }
+
+
+def read_trained(run: str | Path, which: str | int = "best") -> Trained:
+    """The model of a run.
+
+    Args:
+        run: its folder.
+        which: "best", "newest" or a step.
+
+    Raises:
+        UserError: no run, no such checkpoint, damage, or frozen weights that are gone or others.
+    """
+    folder = RunFolder(run)
+    folder.read_config()
+    checkpoints = folder.checkpoints()
+    step = choose_step(checkpoints, which, folder.path)
+    meta = checkpoints.read_meta(step)
+    return assemble_trained(meta, checkpoints.restore_raw(step)["learn"], step)
+
+
+def choose_step(checkpoints: Checkpoints, which: str | int, run: Path) -> int:
+    """The step that "best", "newest" or a number means; best without scores is the newest."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{run} has no complete checkpoint yet; train it first")
+    if which == "best":
+        best = checkpoints.best()
+        return steps[-1] if best is None else best
+    if which == "newest":
+        return steps[-1]
+    if not str(which).isdecimal() or int(which) not in steps:
+        raise UserError(f"{run} has no checkpoint of step {which}; it has {steps}")
+    return int(which)
+
+
+def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:
+    """The model of one checkpoint's record and arrays."""
+    config = meta["config"]
+    system_module = module(config["system"])
+    facts = system_module.Facts.from_dict(meta["facts"])
+    held = frozen_text(config, meta["held"]) if meta["held"] else {}
+    manifest = meta["manifest"]
+    return Trained(
+        config=config,
+        facts=facts,
+        system=system_module.build(config, facts),
+        params=trees.join(learn, held),
+        codec=TextCodec.from_json(meta["codec"]),
+        manifest=None if manifest is None else Manifest.from_dict(manifest),
+        step=step,
+    )
+
+
+def frozen_text(config: dict[str, Any], digests: dict[str, str]) -> Params:
+    """The frozen text encoder, which checkpoints do not repeat, checked against its digest.
+
+    Raises:
+        UserError: the folder is gone, or holds other weights than those trained with.
+    """
+    folder = config["weights"]["text"]
+    _, params = read_encoder(folder)
+    held = {"text": params}
+    if trees.digests(held) != digests:
+        raise UserError(
+            f"{folder} holds other text weights than the run was trained with; "
+            "restore the original folder there"
+        )
+    return held

@@ -1,0 +1,178 @@
+"""From parameters to a table: metrics with error bars, beside rows that need no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import read_json
+from jaxvsa.data.corpus import Comments
+from jaxvsa.data.features import FeatureTable, Manifest
+from jaxvsa.data.pipeline import iterate
+from jaxvsa.data.prepared import Prepared
+from jaxvsa.evaluation.evaluator import flat_metrics, flat_values, run
+from jaxvsa.evaluation.intervals import bootstrap
+from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
+from jaxvsa.evaluation.tables import Row, save_confusion
+from jaxvsa.metrics.baselines import majority, video_majority
+from jaxvsa.metrics.confusion import Confusion
+from jaxvsa.systems.base import Params, System
+from jaxvsa.workflows.assemble import Batching
+
+TASK = "classify"
+LabelNames = Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """One split, measured.
+
+    Attributes:
+        values: full metric name -> value.
+        errors: full metric name -> standard error, of a bootstrap over videos.
+        states: task -> confusion counts.
+        rows: one prediction row per comment.
+    """
+
+    values: dict[str, float]
+    errors: dict[str, float]
+    states: dict[str, Confusion]
+    rows: list[dict[str, Any]]
+
+
+def place_tables(
+    system: System, batching: Batching, features: FeatureTable | None, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """The large arrays of a system on the devices, each whole on every device."""
+    if not system.tables or features is None or not batching.resident:
+        return {}
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return {"video": jax.device_put(features.values_nf, everywhere)}
+
+
+def check_features(trained: Manifest | None, given: Manifest | None) -> None:
+    """Refuses features of another kind than those a model was trained on.
+
+    Raises:
+        UserError: encoder, width, rate, window or stride differ; both are named.
+    """
+    if trained is None:
+        return
+    if given is None:
+        raise UserError(
+            f"the model was trained on video features of '{trained.encoder}', the data has none"
+        )
+    for name in ("encoder", "width", "rows_per_s", "window", "stride"):
+        mine, theirs = getattr(trained, name), getattr(given, name)
+        if mine != theirs:
+            raise UserError(
+                f"the model was trained on features of '{trained.encoder}' ({name} {mine}), the "
+                f"data has '{given.encoder}' ({name} {theirs}); prepare the data with the former"
+            )
+
+
+def sum_of_micro_f1(values: Mapping[str, float], split: str, tasks: Sequence[str]) -> float:
+    """What the published code selects on: micro-F1 added over the tasks."""
+    return sum(values[f"{split}/{task}/micro_f1"] for task in tasks)
+
+
+def score(
+    system: System,
+    params: Params,
+    tables: Mapping[str, jax.Array],
+    batches: Any,
+    comments: Comments,
+    label_names: LabelNames,
+    mesh: Mesh,
+    split: str,
+) -> Scored:
+    """Evaluates one split.
+
+    Args:
+        system: with the task "classify".
+        params: the whole tree.
+        tables: from `place_tables`.
+        batches: from `Batching.in_order`.
+        comments: the same examples in order.
+        label_names: task -> class names.
+        mesh: where the batches go.
+        split: the prefix of metric names.
+    """
+    probs, states = run(system, system.tasks[TASK], params, tables, iterate(batches), mesh)
+    values = flat_metrics(states, split, label_names)
+    values[f"{split}/all/micro_f1_sum"] = sum_of_micro_f1(values, split, list(label_names))
+    errors: dict[str, float] = {}
+    for task, names in label_names.items():
+        label_b, predicted_b = comments.labels[task], np.argmax(probs[task], axis=-1)
+        found = bootstrap(label_b, predicted_b, comments.video, len(names))
+        wide = {name: interval.error for name, interval in found.items()}
+        errors |= flat_values(wide, f"{split}/{task}", names)
+    host = {task: Confusion(np.asarray(state.counts_cc)) for task, state in states.items()}
+    return Scored(values, errors, host, prediction_rows(comments, probs, label_names))
+
+
+def baselines(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:
+    """Rows that need no model: global majority, video majority and, for the demo, its optimum."""
+    train = prepared.comments(protocol, "train")
+    rows: dict[str, dict[str, float]] = {"global majority": {}, "video majority": {}}
+    for split in splits:
+        comments = prepared.comments(protocol, split)
+        for task, names in prepared.labels.items():
+            label_n = train.labels[task]
+            guesses = {
+                "global majority": majority(label_n, len(comments)),
+                "video majority": video_majority(train.video, label_n, comments.video),
+            }
+            for name, guess_b in guesses.items():
+                state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
+                rows[name] |= flat_values(state.compute(), f"{split}/{task}", names)
+    found = [Row(name, values) for name, values in rows.items()]
+    return found + optimum(prepared, protocol, splits)
+
+
+def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:
+    """What the Bayes rules of the synthetic corpus reach on these very comments.
+
+    The optimum with both inputs, and those of text alone and of video alone, from bayes.json
+    beside the corpus; no row for any other data.
+    """
+    path = prepared.root.parent / "release" / "bayes.json"
+    if not path.exists():
+        return []
+    optimal = read_json(path, "the optimum of the synthetic corpus")["optimal"]
+    rows = []
+    for mode, name in (
+        ("both", "Bayes optimum"),
+        ("text", "Bayes, text only"),
+        ("video", "Bayes, video only"),
+    ):
+        values: dict[str, float] = {}
+        for split in splits:
+            comments = prepared.comments(protocol, split)
+            for task, names in prepared.labels.items():
+                index = {label: at for at, label in enumerate(names)}
+                best = optimal[mode][task]
+                guess_b = np.array([index[best[key]] for key in comments.key])
+                state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
+                values |= flat_values(state.compute(), f"{split}/{task}", names)
+        rows.append(Row(name, values))
+    return rows
+
+
+def write_scored(folder: Path, scored: Scored, split: str, label_names: LabelNames) -> None:
+    """Predictions and confusion matrices of one split, as files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / f"{split}.jsonl", scored.rows)
+    for task, names in label_names.items():
+        stem = folder / f"{split}-{task}-confusion"
+        counts_cc = np.asarray(scored.states[task].counts_cc)
+        save_confusion(
+            stem.with_suffix(".csv"), stem.with_suffix(".png"), counts_cc, names, f"{split}: {task}"
+        )
