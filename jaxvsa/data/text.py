@@ -86,7 +86,8 @@ class TextCodec:
         """Takes over `tokenizer`.
 
         Raises:
-            UserError: a special token is not in its vocabulary.
+            UserError: a special token is not in its vocabulary, or an empty text is not written as
+                start and end.
         """
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -94,12 +95,15 @@ class TextCodec:
         for role, token in dataclasses.asdict(specials).items():
             if token not in vocab:
                 raise UserError(f"the tokenizer has no token '{token}', named as its {role}")
+        ends = {token: vocab[token] for token in (specials.cls, specials.sep)}
         if tokenizer.post_processor is None:
-            ends = [(token, vocab[token]) for token in (specials.cls, specials.sep)]
             single = f"{specials.cls} $A {specials.sep}"
             tokenizer.post_processor = processors.TemplateProcessing(
-                single=single, special_tokens=ends
+                single=single, special_tokens=list(ends.items())
             )
+        empty = tokenizer.encode("").tokens
+        if empty != list(ends):
+            raise UserError(f"the tokenizer writes an empty text as {empty}, not as {list(ends)}")
         self._tokenizer = tokenizer
         self.specials = specials
         self.pad_id: int = vocab[specials.pad]

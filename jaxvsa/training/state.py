@@ -43,5 +43,6 @@ def start(
 ) -> State:
     """The state before the first update."""
     learn, held = trees.split(params, system.trainable)
-    zero = jnp.zeros((), jnp.int32)
-    return State(zero, rng, learn, held, tx.init(learn), zero)
+    # Two buffers: the step donates its state, and a buffer can be given away only once.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return State(step, rng, learn, held, tx.init(learn), skipped)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxvsa.core.files import staged_folder
 from jaxvsa.data.sources.csmv import read_release
 from jaxvsa.data.sources.demo import write_demo
-from jaxvsa.workflows.prepare import prepare, release_features
+from jaxvsa.workflows.prepare import FeatureSource, prepare
 
 
 def ensure_demo(run: Path, seed: int) -> Path:
@@ -26,8 +26,6 @@ def ensure_demo(run: Path, seed: int) -> Path:
         shutil.rmtree(release, ignore_errors=True)
         with staged_folder(release) as folder:
             write_demo(folder, seed)
-        source = release_features(
-            folder=release / "visual_feature" / "demo", encoder="demo", limit=None
-        )
+        source = FeatureSource(folder=release / "visual_feature" / "demo", encoder="demo")
         prepare(read_release(release), prepared, source, seed=seed)
     return prepared

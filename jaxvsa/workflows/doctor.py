@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import re
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +68,18 @@ def examine(
     yield _probe("packages", _packages)
     yield _probe("device", _device)
     if run is not None:
-        found = _probe("run", lambda: f"{run}, {RunFolder(run).read_config()['system']}")
+        found = _probe("run", partial(_run, run))
         yield found
         if found.ok:
             data = data or _root(run)
             yield from _of_checkpoints(RunFolder(run).checkpoints())
-            yield _probe("run and data", lambda: _run_and_data(run, data))
-            if config is None and not RunFolder(run).results.exists():
-                config = {**RunFolder(run).read_config()}
-                config["data"] = {**config["data"], "root": str(data)}
+            yield _probe("run and data", partial(_run_and_data, run, data))
+            config = config or _unfinished(run, data)
     if data is not None:
-        yield _probe("comments", lambda: _comments(data))
-        yield _probe("features", lambda: _features(data))
+        yield _probe("comments", partial(_comments, data))
+        yield _probe("features", partial(_features, data))
     if weights is not None:
-        yield _probe("weights", lambda: _weights(weights))
+        yield _probe("weights", partial(_weights, weights))
     if config is not None:
         yield from _of_config(config, run or Path())
 
@@ -148,6 +146,19 @@ def has_nvidia() -> bool:
     return done.returncode == 0 and b"GPU" in done.stdout
 
 
+def _run(run: Path) -> str:
+    """Readable, and of a format that this version knows."""
+    return f"{run}, {RunFolder(run).read_config()['system']}"
+
+
+def _unfinished(run: Path, data: Path) -> dict[str, Any] | None:
+    """The configuration of a run that has updates left; they will need disk and memory."""
+    if RunFolder(run).results.exists():
+        return None
+    config = RunFolder(run).read_config()
+    return {**config, "data": {**config["data"], "root": str(data)}}
+
+
 def _root(run: Path) -> Path:
     """The data of a run."""
     root = RunFolder(run).read_config()["data"]["root"]
@@ -161,7 +172,7 @@ def _of_checkpoints(checkpoints: Checkpoints) -> Iterator[Finding]:
     if not steps:
         yield Finding("checkpoint", True, "none yet")
     for step in steps:
-        yield _probe(f"checkpoint {step}", functools.partial(_checkpoint, checkpoints, step))
+        yield _probe(f"checkpoint {step}", partial(_checkpoint, checkpoints, step))
 
 
 def _checkpoint(checkpoints: Checkpoints, step: int) -> str:
@@ -187,13 +198,14 @@ def _run_and_data(run: Path, data: Path) -> str:
 def _comments(data: Path) -> str:
     """Reading compares the records with the digest in data.json."""
     prepared = Prepared.open(data)
-    total = 0
     for protocol, splits in prepared.protocols.items():
-        total = 0
         for split, count in splits.items():
-            total += len(prepared.comments(protocol, split))
-            if total and len(prepared.comments(protocol, split)) != count:
-                raise UserError(f"{data}: data.json counts {count} comments in {protocol}/{split}")
+            if (found := len(prepared.comments(protocol, split))) != count:
+                raise UserError(
+                    f"{data}: data.json counts {count} comments in {protocol}/{split}, there are "
+                    f"{found}; prepare again"
+                )
+    total = sum(next(iter(prepared.protocols.values())).values())
     labels = ", ".join(f"{task} ({len(names)})" for task, names in prepared.labels.items())
     return f"{total:,}; labels {labels}; splits {', '.join(prepared.protocols)}"
 
@@ -235,10 +247,10 @@ def _of_config(config: Mapping[str, Any], run: Path) -> Iterator[Finding]:
     """Builds and traces the run, then compares its size with disk and memory."""
     with tempfile.TemporaryDirectory() as folder:  # of the demo corpus, if that is asked for
         setups: list[Setup] = []
-        yield _probe("configuration", lambda: _setup(config, Path(folder), setups))
+        yield _probe("configuration", partial(_setup, config, Path(folder), setups))
         for setup in setups:
-            yield _probe("disk", lambda: _disk(setup, run))
-            yield _probe("memory", lambda: _memory(setup))
+            yield _probe("disk", partial(_disk, setup, run))
+            yield _probe("memory", partial(_memory, setup))
 
 
 def _setup(config: Mapping[str, Any], folder: Path, found: list[Setup]) -> str:
@@ -263,7 +275,9 @@ def _disk(setup: Setup, run: Path) -> str:
     free = shutil.disk_usage(there).free
     text = f"{_size(free)} free, {KEPT} checkpoints of {_size(one)} are kept at once"
     if free < KEPT * one:
-        raise UserError(f"too little disk under {there.absolute()}: {text}; free some, or move --run")
+        raise UserError(
+            f"too little disk under {there.absolute()}: {text}; free some, or move --run"
+        )
     return text
 
 

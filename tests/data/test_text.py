@@ -149,6 +149,8 @@ def test_settings_in_the_tokenizer_file_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     found = TextCodec.from_folder(tmp_path)
     assert rows(found.encode(["nice wow wow"], 16)) == [[2, 5, 6, 6, 3]]
+    kept = json.loads(json.loads(found.to_json())["tokenizer"])
+    assert kept["truncation"] is None and kept["padding"] is None
 
 
 def test_folder_may_name_its_own_specials(tmp_path: Path) -> None:
@@ -171,6 +173,20 @@ def test_folder_refuses_what_is_no_tokenizer(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"pad_token_id": 1}')
     with pytest.raises(UserError, match=r"pad_token_id is 1, but the tokenizer's \[PAD\] is 0"):
         TextCodec.from_folder(folder)
+
+
+def test_folder_refuses_a_tokenizer_without_start_and_end(tmp_path: Path) -> None:
+    codec = TextCodec.from_folder(write_roberta(tmp_path))
+    tokenizer = json.loads(json.loads(codec.to_json())["tokenizer"])
+    tokenizer["post_processor"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"an empty text as \[\], not as \['<s>', '</s>'\]"):
+        TextCodec.from_folder(tmp_path)
 
 
 def test_codec_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -49,8 +49,7 @@ def read_table(
             split; repeated key; a task with fewer than two classes; no train comments.
     """
     _check_tasks(labels)
-    files = {None: source} if isinstance(source, str | Path) else dict(source)
-    rows, ignored = _read_rows(files, labels, need_video)
+    rows, ignored = _read_rows(source, labels, need_video)
     _check_keys(rows)
     full = [row for row in rows if None not in row["labels"].values()]
     if strict and len(full) < len(rows):
@@ -145,12 +144,13 @@ def _check_tasks(labels: Sequence[str]) -> None:
 
 
 def _read_rows(
-    files: Mapping[str | None, str | Path], labels: Sequence[str], need_video: bool
+    source: str | Path | Mapping[str, str | Path], labels: Sequence[str], need_video: bool
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Rows of all files with key, video and split filled in; names of the columns left unread."""
+    files = source.items() if isinstance(source, Mapping) else [("", source)]
     rows: list[dict[str, Any]] = []
     ignored: set[str] = set()
-    for split, path in files.items():
+    for split, path in files:
         for number, (where, record) in enumerate(read_records(path), 1):
             row = read_row(record, where, labels, need_video)
             row["key"] = row["key"] or f"{split or 'row'}-{number}"

@@ -1,0 +1,100 @@
+"""One trained run on a small corpus of own labels, shared by all tests of this folder."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxvsa.core.config import load_config
+from jaxvsa.core.files import write_json
+from jaxvsa.data.sources.table import read_table
+from jaxvsa.interop.roberta import to_names
+from jaxvsa.interop.tensors import save_safetensors
+from jaxvsa.workflows.fit import fit
+from jaxvsa.workflows.prepare import FeatureSource, prepare
+from jaxvsa.workflows.runs import read_trained
+
+WIDTH = 5
+WORDS = ("so cute 🐶", "nice one", "boring", "what a day for a walk", "no", "")
+TINY = ("--config.train.steps=4", "--config.train.eval_every=2", "--config.train.log_every=1")
+
+
+def tiny(data: Path, *overrides: str) -> ConfigDict:
+    """The configuration of the shared run; `overrides` as on the command line."""
+    spec = str(Path(__file__).parents[2] / "configs" / "vccsa.py")
+    return load_config(f"{spec}:tiny", (*TINY, f"--config.data.root={data}", *overrides))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Folder with rows.jsonl and features/: 90 comments under 15 videos, two tasks."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(90):
+        at = int(rng.integers(len(WORDS)))
+        rows.append(
+            {
+                "key": f"k{i}",
+                "video": f"v{i % 15}.mp4",
+                "comment": f"{WORDS[at]} {i}" if i % 10 else "",
+                "mood": ("up", "down", "flat")[(at + i) % 3],
+                "topic": str(at % 2),
+                "split": "train" if i < 50 else "dev" if i < 70 else "test",
+            }
+        )
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "features").mkdir()
+    for g in range(15):  # from one row to more than the model's 12
+        np.save(folder / "features" / f"v{g}.npy", rng.normal(size=(g + 1, WIDTH)).astype("f4"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus, tmp_path_factory) -> Path:
+    """The corpus, prepared with features."""
+    out = tmp_path_factory.mktemp("prepared") / "own"
+    source = FeatureSource(corpus / "features", "net")
+    prepare(read_table(corpus / "rows.jsonl", ["mood", "topic"]), out, source)
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(prepared, tmp_path_factory) -> Path:
+    """A finished run; tests must not change it."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(tiny(prepared), run, Console(quiet=True))
+    return run
+
+
+@pytest.fixture(scope="session")
+def weights(trained_run, tmp_path_factory) -> Path:
+    """Hugging Face folder with the text encoder and the tokenizer of the run."""
+    folder = tmp_path_factory.mktemp("weights")
+    trained = read_trained(trained_run)
+    text = trained.config["model"]["text"]
+    config = {
+        "model_type": "roberta",
+        "vocab_size": trained.facts.vocab_size,
+        "hidden_size": text["width"],
+        "num_hidden_layers": text["num_layers"],
+        "num_attention_heads": text["num_heads"],
+        "intermediate_size": text["mlp_width"],
+        "max_position_embeddings": text["max_positions"],
+        "type_vocab_size": text["num_types"],
+        "layer_norm_eps": text["norm_eps"],
+        "pad_token_id": trained.facts.pad_id,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    }
+    write_json(folder / "config.json", config)
+    codec = json.loads(trained.codec.to_json())
+    (folder / "tokenizer.json").write_text(codec["tokenizer"], encoding="utf-8")
+    values = jax.tree.map(np.zeros_like, trained.params["text"])
+    save_safetensors(folder / "model.safetensors", to_names(values))
+    return folder
