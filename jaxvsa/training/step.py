@@ -84,7 +84,7 @@ def train_step(
         The next state, and the loss terms as `Mean`s with the scalars "grad_norm" and "finite".
     """
     grads, terms = gradients(system, state, tables, micro, axis_name)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     updates, opt = tx.update(grads, state.opt, state.learn)
 

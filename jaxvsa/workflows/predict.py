@@ -79,9 +79,9 @@ class Model:
         """`predict` for rows that come with their place in a file, for messages."""
         batching = dataclasses.replace(Batching.of(self.config), resident=False)
         comments = to_comments(records, self.labels, need_video=batching.variant != "text")
-        table = self._features(comments, batching.frames_limit, features, suffix)
         if not len(comments):
             return []
+        table = self._features(comments.video, batching.frames_limit, features, suffix)
         trained = self._trained
         row_b = None if table is None else table.rows(comments.video)
         examples = batching.examples(comments, trained.codec, row_b, table)
@@ -92,9 +92,9 @@ class Model:
         return prediction_rows(comments, probs, self.labels)
 
     def _features(
-        self, comments: Comments, limit: int, folder: str | Path | None, suffix: str
+        self, videos: Sequence[str], limit: int, folder: str | Path | None, suffix: str
     ) -> FeatureTable | None:
-        """The features of the comments' videos; None for a model of text alone."""
+        """The features of these videos; None for a model of text alone."""
         manifest = self._trained.manifest
         if manifest is None:
             if folder is not None:
@@ -103,10 +103,8 @@ class Model:
         kind = f"features of '{manifest.encoder}', {manifest.width} wide"
         if folder is None:
             raise UserError(f"the model was trained on {kind}; name their folder with --features")
-        table, _ = read_npy_folder(
-            folder, comments.video, suffix=suffix, limit=limit, dtype=manifest.dtype
-        )
-        if len(comments) and table.width != manifest.width:
+        table, _ = read_npy_folder(folder, videos, suffix, limit, dtype=manifest.dtype)
+        if table.width != manifest.width:
             raise UserError(
                 f"{folder}: rows are {table.width} wide, but the model was trained on {kind}; "
                 "extract them with that encoder"

@@ -146,20 +146,21 @@ def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Ro
     path = prepared.root.parent / "release" / "bayes.json"
     if not path.exists():
         return []
-    optimal = read_json(path, "the optimum of the synthetic corpus")["optimal"]
+    found = read_json(path, "the optimum of the synthetic corpus")
+    optimal = found["optimal"]
     rows = []
     for mode, name in (
         ("both", "Bayes optimum"),
-        ("text", "Bayes, text only"),
-        ("video", "Bayes, video only"),
+        ("text", "Bayes text only"),
+        ("video", "Bayes video only"),
     ):
         values: dict[str, float] = {}
         for split in splits:
             comments = prepared.comments(protocol, split)
             for task, names in prepared.labels.items():
                 index = {label: at for at, label in enumerate(names)}
-                best = optimal[mode][task]
-                guess_b = np.array([index[best[key]] for key in comments.key])
+                at = found["modes"].index(mode)
+                guess_b = np.array([index[optimal[key][task][at]] for key in comments.key])
                 state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
                 values |= flat_values(state.compute(), f"{split}/{task}", names)
         rows.append(Row(name, values))

@@ -1,6 +1,7 @@
 """One trained run on a small corpus of own labels, shared by all tests of this folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,13 +21,7 @@ from jaxvsa.workflows.runs import read_trained
 
 WIDTH = 5
 WORDS = ("so cute 🐶", "nice one", "boring", "what a day for a walk", "no", "")
-TINY = ("--config.train.steps=4", "--config.train.eval_every=2", "--config.train.log_every=1")
-
-
-def tiny(data: Path, *overrides: str) -> ConfigDict:
-    """The configuration of the shared run; `overrides` as on the command line."""
-    spec = str(Path(__file__).parents[2] / "configs" / "vccsa.py")
-    return load_config(f"{spec}:tiny", (*TINY, f"--config.data.root={data}", *overrides))
+TINY = ("train.steps=4", "train.eval_every=2", "train.log_every=1")
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +60,22 @@ def prepared(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(prepared, tmp_path_factory) -> Path:
+def tiny(prepared) -> Callable[..., ConfigDict]:
+    """Function: `--config.` overrides without that prefix -> a configuration on the corpus."""
+    spec = Path(__file__).parents[2] / "configs" / "vccsa.py"
+
+    def make(*overrides: str) -> ConfigDict:
+        given = (*TINY, f"data.root={prepared}", *overrides)
+        return load_config(f"{spec}:tiny", [f"--config.{override}" for override in given])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny, tmp_path_factory) -> Path:
     """A finished run; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(tiny(prepared), run, Console(quiet=True))
+    fit(tiny(), run, Console(quiet=True))
     return run
 
 
