@@ -182,22 +182,26 @@ def _override(config: ConfigDict, argument: str) -> None:
         parent, holder, path = holder, holder[key], f"{path}.{key}"
     if isinstance(holder, ConfigDict):
         raise UserError(f"{path} is a section; set one of its keys: {', '.join(sorted(holder))}")
+    kind = parent.get_type(last)
+    if kind not in (bool, int, float, str, tuple):
+        raise UserError(f"{path} is a {_name(kind)}: it is set in the file, not by {argument}")
     values = flags.FlagValues()
     command = ["jaxvsa", argument]
-    got = f"'{match[2]}'" if match[2] is not None else "no value"
     try:
         config_flags.DEFINE_config_dict(
             "config", config, lock_config=True, flag_values=values, sys_argv=command
         )
         values(command)
-    except config_flags.UnsupportedOperationError as error:
+    except config_flags.config_flags.UnsupportedOperationError as error:
         kind = _name(parent.get_type(last))
         raise UserError(f"{path} is a {kind}: it is set in the file, not by {argument}") from error
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected {_name(parent.get_type(last))}, got {got}") from error
+        got = f"'{match[2]}'" if match[2] is not None else "no value"
+        raise UserError(f"{path}: expected {_name(kind)}, got {got}") from error
     if isinstance(holder, tuple) and holder:  # config_flags does not look inside tuples
-        kind = tuple[type(holder[0]), ...]  # type: ignore[misc]
-        parent[last] = _convert(kind, parent[last], path)
+        parent[last] = _convert(
+            types.GenericAlias(tuple, (type(holder[0]), ...)), parent[last], path
+        )
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

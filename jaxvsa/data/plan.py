@@ -1,4 +1,4 @@
-"""Which examples form a batch, and how long its padded axes are: a pure function of (seed, step)."""
+"""Which examples form a batch, and how long its padded axes are: pure in (seed, step)."""
 
 import collections
 import dataclasses

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.initializers import uniform_fan_in, xavier_uniform
@@ -68,12 +69,13 @@ class MultiHeadAttention(nn.Module):
             (b,q,d) outputs and (b,q,h,z) attention weights before dropout.
 
         Raises:
-            ValueError: sizes differ between arguments, or heads do not divide the width.
+            UserError: the heads do not divide the width.
+            ValueError: sizes differ between arguments.
         """
         bind_dims(query_bqd=query_bqd, memory_bzd=memory_bzd)
         width = query_bqd.shape[-1]
         if width % self.num_heads:
-            raise ValueError(f"{self.num_heads} heads do not divide width {width}")
+            raise UserError(f"{self.num_heads} heads do not divide width {width}")
         head = (self.num_heads, width // self.num_heads)
         xavier, zeros = xavier_uniform(width, 3 * width), nn.initializers.zeros
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
@@ -130,12 +132,13 @@ class AttentionLogits(nn.Module):
         """(b,k,w) queries, (b,t,d) memory -> (b,k,h,t), scaled by 1/sqrt(w/h).
 
         Raises:
-            ValueError: b differs, or heads do not divide w.
+            UserError: the heads do not divide w.
+            ValueError: b differs.
         """
         dims = bind_dims(query_bkw=query_bkw, memory_btd=memory_btd)
         width, memory_width = dims["w"], dims["d"]
         if width % self.num_heads:
-            raise ValueError(f"{self.num_heads} heads do not divide width {width}")
+            raise UserError(f"{self.num_heads} heads do not divide width {width}")
         head = (self.num_heads, width // self.num_heads)
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
         query_whe = self.param(

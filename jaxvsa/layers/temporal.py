@@ -78,7 +78,8 @@ class TemporalPyramid(nn.Module):
 
         kernel_fd = param("project_kernel", dims["f"], dims["f"], self.width)
         bias_d = param("project_bias", dims["f"], self.width)
-        projected_btd = jnp.einsum("btf,fd->btd", video_btf.astype(compute), kernel_fd) + bias_d[None, None]
+        projected_btd = jnp.einsum("btf,fd->btd", video_btf.astype(compute), kernel_fd)
+        projected_btd += bias_d[None, None]
         scales, x_btd = [], projected_btd
         for scale in range(self.num_scales):
             fan_in = 3 * self.width

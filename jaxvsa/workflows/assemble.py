@@ -149,6 +149,11 @@ class Assembled:
         """The split protocol."""
         return self.config["data"]["protocol"]
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the protocol."""
+        return tuple(self.prepared.protocols[self.protocol])
+
     @functools.cached_property
     def batching(self) -> Batching:
         """See `Batching`."""
@@ -186,7 +191,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     Raises:
         UserError: anything that the user can mend, in one line.
     """
-    config = copy.deepcopy(dict(config))
+    resolved = copy.deepcopy(dict(config))
     options = build(DataOptions, config["data"], "config.data")
     weights = build(WeightsOptions, config["weights"], "config.weights")
     if not options.root:
@@ -200,7 +205,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     root = ensure_demo(run, config["seed"]) if options.root == DEMO else Path(options.root)
     prepared = Prepared.open(root)
     train = prepared.comments(options.protocol, "train")
-    codec, text_params, vocab = read_text(config, options, weights, train.text)
+    codec, text_params, vocab = read_text(resolved, options, weights, train.text)
     manifest = prepared.manifest
     facts = module(config["system"]).Facts(
         label_names={task: tuple(names) for task, names in prepared.labels.items()},
@@ -214,7 +219,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
         feature_dtype=None if manifest is None else manifest["dtype"],
     )
     unknown = codec.unknown_share(codec.encode(train.text, options.text_len))
-    return Assembled(config, prepared, codec, facts, text_params, unknown)
+    return Assembled(resolved, prepared, codec, facts, text_params, unknown)
 
 
 def read_text(

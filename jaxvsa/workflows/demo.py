@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from jaxvsa.core.files import staged_folder
 from jaxvsa.data.sources.csmv import read_release
-from jaxvsa.data.sources.demo import write_demo
+from jaxvsa.data.sources.demo import FEATURES, DemoFacts, read_facts, write_demo
 from jaxvsa.workflows.prepare import FeatureSource, prepare
+
+RELEASE = "release"
 
 
 def ensure_demo(run: Path, seed: int) -> Path:
@@ -21,11 +22,15 @@ def ensure_demo(run: Path, seed: int) -> Path:
     Returns:
         the prepared folder.
     """
-    release, prepared = run / "data" / "release", run / "data" / "prepared"
+    release, prepared = run / "data" / RELEASE, run / "data" / "prepared"
     if not prepared.exists():
         shutil.rmtree(release, ignore_errors=True)
-        with staged_folder(release) as folder:
-            write_demo(folder, seed)
-        source = FeatureSource(folder=release / "visual_feature" / "demo", encoder="demo")
-        prepare(read_release(release), prepared, source, seed=seed)
+        write_demo(release, seed)
+        prepare(read_release(release), prepared, FeatureSource(release / FEATURES, "demo"), seed)
     return prepared
+
+
+def demo_facts(prepared: Path) -> DemoFacts | None:
+    """What is known of the synthetic corpus that was prepared here; None for any other data."""
+    release = prepared.parent / RELEASE
+    return read_facts(release) if (release / "bayes.json").exists() else None

@@ -19,17 +19,17 @@ import jax
 from jaxvsa.core import trees
 from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.features import Manifest
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.text import TextCodec
 from jaxvsa.interop.roberta import check_vocab, read_encoder
 from jaxvsa.systems.base import abstract_batch
 from jaxvsa.workflows.assemble import DEMO
-from jaxvsa.workflows.evaluate import check_labels
+from jaxvsa.workflows.evaluate import check_labels, manifest_of
 from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
 from jaxvsa.workflows.runs import RunFolder
 from jaxvsa.workflows.score import check_features
 
+DRIVER = Path("/proc/driver/nvidia/version")
 KEPT = 3  # checkpoints on the disk at once: the newest, the best, the one being written
 
 
@@ -137,7 +137,7 @@ def _device() -> str:
 
 def has_nvidia() -> bool:
     """Whether a driver of NVIDIA answers on this machine."""
-    if Path("/proc/driver/nvidia/version").exists():
+    if DRIVER.exists():
         return True
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20)
@@ -190,8 +190,7 @@ def _run_and_data(run: Path, data: Path) -> str:
         return "nothing trained yet"
     meta = checkpoints.read_meta(step)
     check_labels(meta["facts"]["label_names"], prepared.labels)
-    trained, given = (m and Manifest.from_dict(m) for m in (meta["manifest"], prepared.manifest))
-    check_features(trained, given)
+    check_features(manifest_of(meta["manifest"]), manifest_of(prepared.manifest))
     return f"{data} has the labels and features of training"
 
 
@@ -213,23 +212,14 @@ def _comments(data: Path) -> str:
 def _features(data: Path) -> str:
     """The records are as wide and as many as data.json says, and no comment lacks its video."""
     prepared = Prepared.open(data)
-    if prepared.manifest is None:
-        return "none: only models of text alone"
-    manifest = Manifest.from_dict(prepared.manifest)
-    claim = f"{manifest.num_rows:,} rows of {manifest.width} {manifest.dtype}"
-    try:
-        table = prepared.features()
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f"{data}/videos does not fit the {claim} of data.json ({error}); prepare again"
-        ) from error
-    assert table is not None
+    manifest, table = manifest_of(prepared.manifest), prepared.features()
+    if manifest is None or table is None:
+        return "none: only for models of text alone"
     for protocol, splits in prepared.protocols.items():
         for split in splits:
             table.rows(prepared.comments(protocol, split).video)
-    return f"{manifest.encoder}, {claim}, {len(table.row):,} videos"
+    rows = f"{manifest.num_rows:,} rows of {manifest.width} {manifest.dtype}"
+    return f"{manifest.encoder}, {rows}, {len(table.row):,} videos"
 
 
 def _weights(folder: Path) -> str:
@@ -287,7 +277,8 @@ def _memory(setup: Setup) -> str:
     state = trees.num_bytes({"learn": setup.abstract.learn, "opt": setup.abstract.opt})
     state += trees.num_bytes([setup.abstract.learn, setup.abstract.held])
     per_device = state // (options.fsdp * options.tensor)
-    table = features.values_nf.nbytes if features is not None else 0
+    shared = setup.data.batching.resident or jax.devices()[0].platform == "cpu"
+    table = features.values_nf.nbytes if features is not None and shared else 0
     need, available = per_device + table, available_memory()
     text = (
         f"{_size(available)} available, at least {_size(need)} needed: {_size(per_device)} for "

@@ -16,6 +16,7 @@ from jaxvsa.core import trees
 from jaxvsa.core.flops import count_flops
 from jaxvsa.systems.base import abstract_batch
 from jaxvsa.training.log import clock_time
+from jaxvsa.training.state import State
 from jaxvsa.training.step import make_step, train_step
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.fit import Setup, first_state, prepare_run
@@ -56,7 +57,7 @@ def dry_run(config: ConfigDict, run_path: Path, console: Console) -> dict[str, f
     return {name: float(value) for name, value in found.items()}
 
 
-def _bytes_per_device(setup: Setup, shardings: object) -> int:
+def _bytes_per_device(setup: Setup, shardings: State) -> int:
     """Bytes of the state on one device, as sharded."""
     total = 0
     pairs = zip(jax.tree.leaves(setup.abstract), jax.tree.leaves(shardings), strict=True)
@@ -89,7 +90,7 @@ def _flops(setup: Setup, shape: tuple[int, ...]) -> int:
     return count_flops(lambda state, batch: step(state, {}, batch), setup.abstract, stacked)
 
 
-def _time_steps(setup: Setup, shardings: object) -> float:
+def _time_steps(setup: Setup, shardings: State) -> float:
     """Median seconds of a step at the most frequent batch shape, compilation apart."""
     shapes = setup.plan.shapes()
     typical = max(shapes, key=lambda shape: shapes[shape])

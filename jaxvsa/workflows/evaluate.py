@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -50,7 +51,7 @@ def evaluate(
     config, folder = trained.config, RunFolder(run)
     prepared = open_data(config, folder.path, data)
     check_labels(trained.facts.label_names, prepared.labels)
-    scoring.check_features(trained.manifest, _manifest(prepared))
+    scoring.check_features(trained.manifest, manifest_of(prepared.manifest))
     own = data is None and step == "best" and protocol in (None, config["data"]["protocol"])
     protocol = protocol or config["data"]["protocol"]
     name = f"{prepared.root.name}-{protocol}-step{trained.step}"
@@ -62,20 +63,20 @@ def evaluate(
     rows = [model, *scoring.baselines(prepared, protocol, [split])]
     console = console or Console(quiet=True)
     render(rows, labels, [split], console)
-    if protocol != config["data"]["protocol"]:
-        console.print(
-            f"The model was trained with the protocol {config['data']['protocol']}: its train "
-            f"comments may be among these.",
-            soft_wrap=True,
-        )
-    console.print(f"± is one standard error over videos. Files: {files}", markup=False)
+    for line in _notes(config, own, protocol, files):
+        console.print(line, markup=False, soft_wrap=True)
     return rows
 
 
-def open_data(config: Mapping, run: Path, data: str | Path | None = None) -> Prepared:
+def open_data(config: Mapping[str, Any], run: Path, data: str | Path | None = None) -> Prepared:
     """The prepared folder `data`, or the one a run was trained on."""
     root = data or config["data"]["root"]
     return Prepared.open(ensure_demo(run, config["seed"]) if root == DEMO else root)
+
+
+def manifest_of(values: Mapping[str, Any] | None) -> Manifest | None:
+    """What data.json or a checkpoint says of its features; None without video."""
+    return None if values is None else Manifest.from_dict(values)
 
 
 def check_labels(trained: scoring.LabelNames, given: scoring.LabelNames) -> None:
@@ -89,6 +90,16 @@ def check_labels(trained: scoring.LabelNames, given: scoring.LabelNames) -> None
             f"the model was trained on the labels {_plain(trained)}, the data has {_plain(given)}; "
             "prepare it with the same label columns and classes"
         )
+
+
+def _notes(config: Mapping[str, Any], own: bool, protocol: str, files: Path) -> Iterator[str]:
+    """What to know when reading the table."""
+    trained = config["data"]["protocol"]
+    if protocol != trained:
+        yield f"The model was trained with the protocol {trained}: it may have seen these comments."
+    if own and config["data"]["root"] == DEMO:
+        yield "These are figures of the synthetic demo corpus."
+    yield f"± is one standard error over videos. Files: {files}"
 
 
 def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> scoring.Scored:
@@ -111,10 +122,6 @@ def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> s
         mesh,
         split,
     )
-
-
-def _manifest(prepared: Prepared) -> Manifest | None:
-    return None if prepared.manifest is None else Manifest.from_dict(prepared.manifest)
 
 
 def _plain(labels: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -34,6 +34,7 @@ from jaxvsa.training.state import State, start
 from jaxvsa.training.step import make_step
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import Assembled, assemble
+from jaxvsa.workflows.demo import demo_facts
 from jaxvsa.workflows.runs import RunFolder, choose_step, describe, read_trained
 
 SAVED = ("step", "rng", "learn", "opt", "skipped")
@@ -69,6 +70,11 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
     mesh_options = build(meshes.MeshOptions, plain["mesh"], "config.mesh")
     optim = build(OptimOptions, plain["optim"], "config.optim")
     data = assemble(plain, run_path)
+    if options.select_on and "dev" not in data.splits:
+        raise UserError(
+            f"{data.prepared.root} has no dev split to select on; set config.train.select_on='' "
+            "to report the last step"
+        )
     system = module(plain["system"]).build(data.config, data.facts)
     if system.couples_batch and options.accumulate > 1:
         raise UserError(
@@ -157,12 +163,12 @@ def resume(setup: Setup, checkpoints: Checkpoints, shardings: State) -> tuple[St
     restored = checkpoints.restore(step, target)
     held: Params = {}
     if meta["held"]:
-        # Frozen leaves are those of the weights, which `assemble` has read again.
-        held = jax.device_put({"text": setup.data.text_params}, shardings.held)
+        # Frozen parameters are not in a checkpoint: they are made again as at the start.
+        held = first_state(setup, shardings).held
         if trees.digests(held) != meta["held"]:
             raise UserError(
-                f"{setup.data.config['weights']['text']} holds other weights than {step=} of "
-                f"{setup.folder.path} was trained with; restore the original folder"
+                f"the frozen parameters are not those that {setup.folder.path} was trained with; "
+                "restore config.weights.text or config.init_from as it was"
             )
     return State(held=held, **restored), Memory(**meta["memory"]), meta["stream"]
 
@@ -222,13 +228,17 @@ def train(
     tables = scoring.place_tables(system, data.batching, data.features, mesh)
     stream = iterate(setup.stream, stream_state)
     jitted = make_step(system, setup.tx, mesh, setup.mesh_options.step, shardings)
-    dev = data.batching.in_order(data.examples("dev"), setup.options.eval_batch_size)
+    dev = None
+    if "dev" in data.splits:
+        dev = data.batching.in_order(data.examples("dev"), setup.options.eval_batch_size)
     held = describe(data.config, data.facts, data.codec, data.manifest, state.held)
 
     def step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Mapping[str, Any]]:
         return jitted(state, tables, batch)
 
     def evaluate(state: State) -> dict[str, float]:
+        if dev is None:
+            return {}
         task = system.tasks[scoring.TASK]
         _, states = run(system, task, state.params(), tables, iterate(dev), mesh)
         values = flat_metrics(states, "dev", data.facts.label_names)
@@ -275,7 +285,7 @@ def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
     params = jax.device_put(trained.params)
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
-    splits = [split for split in ("dev", "test") if split in data.prepared.protocols[data.protocol]]
+    splits = [split for split in ("dev", "test") if split in data.splits]
     for split in splits:
         comments = data.comments(split)
         ordered = data.batching.in_order(data.examples(split), setup.options.eval_batch_size)
@@ -303,7 +313,11 @@ def show(rows: list[Row], setup: Setup, console: Console) -> None:
     ]
     render(rows, setup.data.facts.label_names, splits, console)
     console.print(f"± is one standard error over videos. Files: {setup.folder.path}", markup=False)
-    if setup.data.config["data"]["root"] == "demo":
+    facts = demo_facts(setup.data.prepared.root)
+    if facts is not None:
+        for task, found in facts.closed_form.items():
+            values = ", ".join(f"{mode} {100 * value:.2f} %" for mode, value in found.items())
+            console.print(f"expected accuracy of the best rule, {task}: {values}", markup=False)
         console.print(
             "This was the demo on a synthetic corpus. Real data: python -m jaxvsa.prepare csmv "
             "--help, then --config configs/vccsa.py:paper --config.data.root=DIR",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxvsa.core import trees
 from jaxvsa.core.checkpoint import Checkpoints
@@ -75,6 +76,12 @@ class RunFolder:
                 raise UserError(
                     f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
                     "choose another --run, or repeat the command it was started with"
+                )
+            before = read_json(self.path / "data.json", "description of the data")
+            if before["digest"] != data["digest"] or before["features"] != data["features"]:
+                raise UserError(
+                    f"{data['root']} holds other data than {self.path} was started with; "
+                    "prepare it again as it was, or choose another --run"
                 )
         elif self.path.is_dir() and any(p.name != "data" for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --run")
@@ -237,7 +244,8 @@ def frozen_text(config: dict[str, Any], digests: dict[str, str]) -> Params:
     """
     folder = config["weights"]["text"]
     _, params = read_encoder(folder)
-    held = {"text": params}
+    store = config["model"]["precision"]["param"]
+    held = {"text": jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(store)), params)}
     if trees.digests(held) != digests:
         raise UserError(
             f"{folder} holds other text weights than the run was trained with; "

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.files import read_json
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, Manifest
 from jaxvsa.data.pipeline import iterate
@@ -25,6 +24,7 @@ from jaxvsa.metrics.baselines import majority, video_majority
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Params, System
 from jaxvsa.workflows.assemble import Batching
+from jaxvsa.workflows.demo import demo_facts
 
 TASK = "classify"
 LabelNames = Mapping[str, Sequence[str]]
@@ -138,33 +138,29 @@ def baselines(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[
 
 
 def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:
-    """What the Bayes rules of the synthetic corpus reach on these very comments.
+    """What the best rules reach on these very comments of the synthetic corpus.
 
-    The optimum with both inputs, and those of text alone and of video alone, from bayes.json
-    beside the corpus; no row for any other data.
+    The rule with both inputs in full; those of text or video alone by their accuracy, for the
+    corpus' own split. No row for any other data.
     """
-    path = prepared.root.parent / "release" / "bayes.json"
-    if not path.exists():
+    facts = demo_facts(prepared.root)
+    if facts is None:
         return []
-    found = read_json(path, "the optimum of the synthetic corpus")
-    optimal = found["optimal"]
-    rows = []
-    for mode, name in (
-        ("both", "Bayes optimum"),
-        ("text", "Bayes text only"),
-        ("video", "Bayes video only"),
-    ):
-        values: dict[str, float] = {}
-        for split in splits:
-            comments = prepared.comments(protocol, split)
-            for task, names in prepared.labels.items():
-                index = {label: at for at, label in enumerate(names)}
-                at = found["modes"].index(mode)
-                guess_b = np.array([index[optimal[key][task][at]] for key in comments.key])
-                state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
-                values |= flat_values(state.compute(), f"{split}/{task}", names)
-        rows.append(Row(name, values))
-    return rows
+    both: dict[str, float] = {}
+    alone: dict[str, dict[str, float]] = {"text": {}, "video": {}}
+    for split in splits:
+        comments = prepared.comments(protocol, split)
+        for task, names in prepared.labels.items():
+            index = {label: at for at, label in enumerate(names)}
+            guess_b = np.array([index[name] for name in facts.predicted(comments.key, task)])
+            state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
+            both |= flat_values(state.compute(), f"{split}/{task}", names)
+            for mode in alone if protocol == "official" else ():
+                accuracy = facts.realised[split][task][mode]
+                for metric in ("accuracy", "micro_f1"):
+                    alone[mode][f"{split}/{task}/{metric}"] = accuracy
+    rows = [Row("Bayes optimum", both)]
+    return rows + [Row(f"Bayes {mode} only", found) for mode, found in alone.items() if found]
 
 
 def write_scored(folder: Path, scored: Scored, split: str, label_names: LabelNames) -> None:

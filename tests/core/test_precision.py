@@ -38,7 +38,9 @@ def test_island_is_not_widened_by_a_python_scalar():
 
 
 def test_precision_refuses_an_unknown_dtype_with_the_nearest_one():
-    with pytest.raises(UserError, match="precision.compute is 'bflaot16'.*did you mean 'bfloat16'"):
+    with pytest.raises(
+        UserError, match=r"precision\.compute is 'bflaot16'.*did you mean 'bfloat16'"
+    ):
         Precision(compute="bflaot16")
-    with pytest.raises(UserError, match="precision.param is 'int8', not one of float32"):
+    with pytest.raises(UserError, match=r"precision\.param is 'int8', not one of float32"):
         Precision(param="int8")

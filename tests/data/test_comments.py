@@ -65,9 +65,9 @@ def test_batch_equals_the_hand_made_one():
 
 
 def test_resident_features_leave_the_frames_on_the_device():
-    assert load(make(), [0], l=4, t=2).keys() == load(make(resident=False), [0], l=4, t=2).keys() - {
-        "video_btf"
-    }
+    assert load(make(), [0], l=4, t=2).keys() == load(
+        make(resident=False), [0], l=4, t=2
+    ).keys() - {"video_btf"}
 
 
 def test_text_alone_has_no_frames():

@@ -114,7 +114,7 @@ def test_text_encoder_leaves_under_the_published_names(weights, tmp_path):
         ("weights.freeze_text=True", "freeze_text keeps the text encoder out of checkpoints"),
         ("model.num_scales=3", "'stack_cnn.2.conv.weight' is missing"),
         ("model.num_scales=1", r"'stack_.*\.1\..*' has no place in the model; did you mean"),
-        ("model.aspect_width=7", r"\(6, 16\), but the configuration makes it \(7, 16\)"),
+        ("model.aspect_width=7", r"is \(6,.*, but the configuration makes it \(7,"),
     ],
 )
 def test_what_does_not_fit_is_named_and_leaves_no_folder(
@@ -130,13 +130,15 @@ def test_files_and_folders_are_checked_first(
     published, tiny, weights, prepared, trained_run, tmp_path
 ):
     config = tiny(f"weights.text={weights}")
-    with pytest.raises(UserError, match="expected a file that ends in .safetensors, .bin, .pkl"):
+    with pytest.raises(
+        UserError, match=r"expected a file that ends in \.safetensors, \.bin, \.pkl"
+    ):
         export.from_published(tmp_path / "a.h5", config, prepared, tmp_path / "run")
     with pytest.raises(UserError, match="tiny already exists: choose another --out"):
         export.from_published(published, config, prepared, trained_run)
     with pytest.raises(UserError, match="--data demo: name a folder"):
         export.from_published(published, config, "demo", tmp_path / "run")
-    with pytest.raises(UserError, match="out.pt: the name must end in .safetensors"):
+    with pytest.raises(UserError, match=r"out\.pt: the name must end in \.safetensors"):
         export.to_published(trained_run, tmp_path / "out.pt")
 
 

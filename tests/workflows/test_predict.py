@@ -5,15 +5,19 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvsa import predict as door
+from jaxvsa.core.config import to_plain
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.prepared import Prepared
-from jaxvsa.systems.base import expand
+from jaxvsa.systems.base import abstract_batch, expand
+from jaxvsa.systems.vccsa.system import build
 from jaxvsa.workflows import predict
-from jaxvsa.workflows.runs import read_trained
+from jaxvsa.workflows.assemble import assemble
+from jaxvsa.workflows.runs import Trained, read_trained
 
 LABELS = {"mood": ("down", "flat", "up"), "topic": ("0", "1")}
 
@@ -107,6 +111,36 @@ def test_video_changes_the_answer_and_only_its_first_rows(model, corpus, tmp_pat
     assert model.predict([row], tmp_path, suffix="_x.npy") != [want]
 
 
+def _untrained(config, tmp_path):
+    """A model with random parameters."""
+    data = assemble(to_plain(config), tmp_path)
+    system = build(data.config, data.facts)
+    sizes = {"b": 1, "l": 12, "t": 6, "f": data.facts.feature_width or 0}
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_batch(system, sizes)
+    )
+    params = jax.jit(system.init)(jax.random.key(0), zeros)
+    facts = (data.config, data.facts, system, params, data.codec, data.manifest)
+    return predict.Model(Trained(*facts, step=0))
+
+
+def test_a_model_of_text_alone_needs_no_video_and_takes_none(tiny, corpus, tmp_path):
+    model = _untrained(tiny("model.variant=text"), tmp_path)
+    first, second = model.predict([{"comment": "nice"}, {"comment": "nice", "video": "v1.mp4"}])
+    assert (first["key"], first["video"], second["video"]) == ("row-1", "row-1", "v1.mp4")
+    assert first["mood"] == second["mood"]
+    with pytest.raises(UserError, match="the model reads no video; leave it out"):
+        model.predict([{"comment": "nice"}], corpus / "features")
+
+
+def test_a_model_of_video_alone_does_not_see_the_comment(tiny, corpus, tmp_path):
+    model = _untrained(tiny("model.variant=video"), tmp_path)
+    rows = [{"comment": text, "video": f"v{g}.mp4"} for g, text in ((1, "a"), (1, "b c"), (2, "a"))]
+    one, same, other = _probs(model.predict(rows, corpus / "features"))
+    np.testing.assert_allclose(one, same, rtol=1e-6)
+    assert np.abs(one - other).max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -127,7 +161,7 @@ def test_features_must_be_those_of_training(model, tmp_path):
     with pytest.raises(UserError, match="trained on features of 'net', 5 wide; name their folder"):
         model.predict([row])
     np.save(tmp_path / "v.npy", np.ones((3, 7), np.float32))
-    with pytest.raises(UserError, match="rows are 7 wide, but the model was trained on .* 5 wide"):
+    with pytest.raises(UserError, match=r"rows are 7 wide, but the model was .* 5 wide"):
         model.predict([row], tmp_path)
 
 
@@ -153,10 +187,8 @@ def test_door_predicts_a_file_without_the_training_data(
         text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / name).write_text(text, encoding="utf-8")
     out = tmp_path / "out.jsonl"
-    door.main(
-        [f"--run={run}", f"--input={tmp_path / name}", f"--out={out}"]
-        + [f"--features={corpus / 'features'}", "--step=newest"]
-    )
+    files = [f"--input={tmp_path / name}", f"--out={out}", f"--features={corpus / 'features'}"]
+    door.main([f"--run={run}", "--step=newest", *files])
     assert capsys.readouterr().out == f"predicted 3 comments: {out}\n"
     found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["comment"] for row in found] == [row["comment"] for row in rows]
@@ -185,5 +217,5 @@ def test_door_refuses_steps_and_folders_that_are_not_there(trained_run, corpus, 
     for step in ("3", "last"):
         with pytest.raises(UserError, match=f"has no checkpoint of step {step}; it has"):
             door.main([f"--run={trained_run}", f"--step={step}", *arguments])
-    with pytest.raises(UserError, match="is not a run: it has no config.json"):
+    with pytest.raises(UserError, match="is not a run: it has no config"):
         door.main([f"--run={tmp_path}", *arguments])

@@ -203,18 +203,20 @@ class VCCSA(nn.Module):
             ValueError: shapes disagree, or t is beyond `visual_length`.
         """
         text_blu, keep_bl, grounded_sbd = None, None, None
-        if self.variant != "video":
+        if self.text is not None and ids_bl is not None and length_b is not None:
             dims = bind_dims(ids_bl=ids_bl, length_b=length_b)
             keep_bl = jnp.arange(dims["l"])[None] < length_b[:, None]
             text_blu = self.text(ids_bl, keep_bl, deterministic)
             self.sow("intermediates", "text_token_features", text_blu)
-        if self.variant != "text":
+        if self.variant != "text" and video_btf is not None and count_b is not None:
             bind_dims(video_btf=video_btf, count_b=count_b)
             grounded_sbd = self.ground(video_btf, count_b, text_blu, keep_bl, deterministic)
-        if text_blu is None:
+        if text_blu is not None and keep_bl is not None:
+            pooled_bd = self.fuse(text_blu, keep_bl, grounded_sbd, deterministic)
+        elif grounded_sbd is not None:
             pooled_bd = jnp.mean(grounded_sbd, axis=0)
         else:
-            pooled_bd = self.fuse(text_blu, keep_bl, grounded_sbd, deterministic)
+            raise ValueError(f"variant '{self.variant}' was given none of its inputs")
         self.sow("intermediates", "final_feature", pooled_bd)
         pooled_bd = nn.Dropout(self.dropout, name="drop_final")(
             pooled_bd, deterministic=deterministic
@@ -228,9 +230,10 @@ class VCCSA(nn.Module):
         init, store = uniform_fan_in(width), self.precision.param_dtype
         kernel_dc = self.param(f"head_{task}_kernel", init, (width, num_classes), store)
         bias_c = self.param(f"head_{task}_bias", init, (num_classes,), store)
-        return jnp.einsum(
-            "bd,dc->bc", pooled_bd.astype(wide), kernel_dc.astype(wide)
-        ) + bias_c.astype(wide)[None]
+        return (
+            jnp.einsum("bd,dc->bc", pooled_bd.astype(wide), kernel_dc.astype(wide))
+            + bias_c.astype(wide)[None]
+        )
 
     def ground(
         self,

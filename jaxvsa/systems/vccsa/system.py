@@ -97,7 +97,7 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
     uses_text, uses_video = model.variant != "video", model.variant != "text"
 
     def logits(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, jax.Array]:
-        return model.apply(
+        found: Any = model.apply(
             {"params": params},
             batch["ids_bl"] if uses_text else None,
             batch["length_b"] if uses_text else None,
@@ -106,6 +106,7 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
             rng is None,
             rngs=None if rng is None else {"dropout": rng},
         )
+        return found
 
     def init(rng: jax.Array, batch: Batch) -> Params:
         def start(model: VCCSA) -> None:

@@ -1,0 +1,304 @@
+"""Training end to end on a small synthetic corpus: interruptions, devices, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxvsa.core import mesh as meshes
+from jaxvsa.core.checkpoint import Checkpoints
+from jaxvsa.core.config import load_config
+from jaxvsa.core.errors import UserError
+from jaxvsa.data.sources.csmv import read_release
+from jaxvsa.data.sources.demo import write_demo
+from jaxvsa.systems.base import expand
+from jaxvsa.training.step import gradients, make_step
+from jaxvsa.workflows import fit as fitting
+from jaxvsa.workflows.prepare import FeatureSource, prepare
+
+TINY = "configs/vccsa.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared synthetic corpus of 30 videos, its release beside it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_demo(folder / "release", seed=1, num_videos=30)
+    source = FeatureSource(folder / "release" / "visual_feature" / "demo", "demo")
+    prepare(read_release(folder / "release"), folder / "prepared", source)
+    return folder / "prepared"
+
+
+def flags(root: Path, *more: str) -> list[str]:
+    return [
+        f"--config.data.root={root}",
+        "--config.train.eval_every=4",
+        "--config.train.save_every=2",
+        *more,
+    ]
+
+
+def fit(root: Path, run: Path, *more: str) -> list[Any]:
+    return fitting.fit(load_config(TINY, flags(root, *more)), run, Console(quiet=True))
+
+
+def arrays(run: Path, step: int = 6) -> dict[str, np.ndarray]:
+    parts = ("learn", "opt", "rng", "step", "skipped")
+    tree = Checkpoints(run / "checkpoints").restore_raw(step, parts)
+    return {str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time_s"} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert rows(one) == rows(other)
+    mine, theirs = arrays(one), arrays(other)
+    assert mine.keys() == theirs.keys()
+    for path in mine:
+        np.testing.assert_array_equal(mine[path], theirs[path], err_msg=path)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
+    assert results[0] == results[1]
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    fit(root, run)
+    return run
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_interruption_is_invisible(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    real = fitting.iterate
+
+    def stopping(stream: Any, state: Any = None) -> Any:
+        inner = real(stream, state)
+
+        class Stops:
+            taken = 0
+
+            def __next__(self) -> Any:
+                if self.taken == after:
+                    raise KeyboardInterrupt
+                self.taken += 1
+                return next(inner)
+
+            def get_state(self) -> Any:
+                return inner.get_state()
+
+        return inner if stream is not monkeypatched["train"] else Stops()
+
+    monkeypatched: dict[str, Any] = {}
+    prepare_run = fitting.prepare_run
+
+    def remember(*args: Any, **how: Any) -> Any:
+        setup = prepare_run(*args, **how)
+        monkeypatched["train"] = setup.stream
+        return setup
+
+    monkeypatch.setattr(fitting, "prepare_run", remember)
+    monkeypatch.setattr(fitting, "iterate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fit(root, tmp_path / "cut")
+    monkeypatch.undo()
+    fit(root, tmp_path / "cut")
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_killed_and_resumed_equals_uninterrupted(root: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    # Steps are slowed down, so that the signal arrives between two of them.
+    code = (
+        "import time; from jaxvsa.training import loop; from jaxvsa.train import main; "
+        "import sys; d = loop.Loop._dispatch; "
+        "loop.Loop._dispatch = lambda *a: (time.sleep(1.0), d(*a))[1]; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "--config", TINY, "--run", str(run), *flags(root)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 120
+        while not Checkpoints(run / "checkpoints").steps() and time.monotonic() < end:
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert Checkpoints(run / "checkpoints").steps()[-1] < 6
+    fit(root, run)
+    assert_same_run(whole, run)
+
+
+def trajectory(root: Path, run: Path, count: int, *more: str) -> tuple[Any, ...]:
+    """Losses of 5 updates, then gradients and predictions, on `count` devices."""
+    one_shape = ("--config.data.text_rungs=(24,)", "--config.data.frame_rungs=(12,)")
+    config = load_config(TINY, flags(root, *one_shape, *more))
+    setup = fitting.prepare_run(config, run, jax.devices()[:count])
+    placed = meshes.shardings(
+        setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
+    )
+    state = fitting.first_state(setup, placed)
+    features = setup.data.features
+    assert features is not None
+    tables = {"video": jnp.asarray(features.values_nf)} if setup.data.batching.resident else {}
+    step = make_step(setup.system, setup.tx, setup.mesh, setup.mesh_options.step, placed)
+    losses = []
+    for number in range(5):
+        state, terms = step(state, tables, setup.stream[number])
+        losses.append(terms["loss"].compute())
+    batch = meshes.put_batch(setup.stream[5], setup.mesh, axis=1)
+    grads, _ = jax.jit(lambda s, m: gradients(setup.system, s, tables, m))(state, batch)
+    whole = {k: v.reshape(-1, *v.shape[2:]) for k, v in setup.stream[5].items()}
+    outputs = setup.system.tasks["classify"].outputs
+    probs = jax.jit(lambda p, t, b: outputs(p, expand(setup.system, t, b)))(
+        jax.device_get(state.params()), tables, whole
+    )
+    return losses, jax.device_get(grads), jax.device_get(probs)
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The trajectory on one device, dropout on."""
+    return trajectory(root, tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--config.mesh.data=4",),
+        ("--config.mesh.data=2", "--config.mesh.fsdp=2"),
+        ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
+    ],
+    ids=["data", "data-fsdp", "fsdp-tensor"],
+)
+def test_device_count_is_invisible(
+    root: Path, tmp_path: Path, alone: tuple[Any, ...], more: tuple[str, ...]
+) -> None:
+    many = trajectory(root, tmp_path, 4, *more)
+    np.testing.assert_allclose(many[0], alone[0], rtol=1e-5)
+    for part in (1, 2):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            many[part],
+            alone[part],
+        )
+
+
+def test_pmap_equals_jit_without_dropout(root: Path, tmp_path: Path) -> None:
+    off = (
+        "--config.model.dropout=0.0",
+        "--config.model.text.dropout=0.0",
+        "--config.model.text.attention_dropout=0.0",
+    )
+    jit = trajectory(root, tmp_path / "jit", 1, *off)
+    pmap = trajectory(root, tmp_path / "pmap", 4, "--config.mesh.step=pmap", *off)
+    np.testing.assert_allclose(pmap[0], jit[0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), pmap[2], jit[2]
+    )
+
+
+@pytest.mark.parametrize("more", ["--config.data.resident=False", "--config.train.accumulate=2"])
+def test_place_of_features_and_accumulation_change_nothing_without_dropout(
+    root: Path, tmp_path: Path, more: str
+) -> None:
+    off = (
+        "--config.model.dropout=0.0",
+        "--config.model.text.dropout=0.0",
+        "--config.model.text.attention_dropout=0.0",
+    )
+    want, got = trajectory(root, tmp_path, 1, *off), trajectory(root, tmp_path, 1, *off, more)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+
+
+def test_complete_run_is_not_trained_again(whole: Path, root: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")}
+    found = fit(root, whole)
+    assert found[0].name.startswith("vccsa")
+    assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
+
+
+def test_run_of_another_configuration_is_refused_with_the_differences(
+    whole: Path, root: Path
+) -> None:
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.5 here, 0\.001 in the run"):
+        fit(root, whole, "--config.optim.lr=0.5")
+
+
+def test_results_hold_the_model_and_every_baseline(whole: Path) -> None:
+    found = json.loads((whole / "results.json").read_text())
+    names = [row["name"].split(" (")[0] for row in found]
+    assert names == [
+        "vccsa", "global majority", "video majority",
+        "Bayes optimum", "Bayes text only", "Bayes video only",
+    ]  # fmt: skip
+    for row in found:
+        for split in ("dev", "test"):
+            assert 0 <= row["values"][f"{split}/emotion/macro_f1"] <= 1
+    assert found[0]["errors"]["test/opinion/micro_f1"] > 0
+    both = found[3]["values"]["test/opinion/accuracy"]
+    assert both > found[4]["values"]["test/opinion/accuracy"]
+    for split in ("dev", "test"):
+        assert (whole / "predictions" / f"{split}.jsonl").stat().st_size > 1000
+        assert (whole / "predictions" / f"{split}-opinion-confusion.png").exists()
+
+
+def test_selection_keeps_the_best_dev_checkpoint(whole: Path) -> None:
+    scores = {
+        row["step"]: row["dev/all/micro_f1_sum"]
+        for row in rows(whole)
+        if "dev/all/micro_f1_sum" in row
+    }
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert Checkpoints(whole / "checkpoints").best() == best
+    assert not any("test/" in name for row in rows(whole) for name in row)
+
+
+def test_run_starts_from_the_parameters_of_another(root: Path, whole: Path, tmp_path: Path) -> None:
+    config = load_config(TINY, flags(root, f"--config.init_from={whole}"))
+    setup = fitting.prepare_run(config, tmp_path)
+    placed = meshes.shardings(
+        setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
+    )
+    state = fitting.first_state(setup, placed)
+    best = Checkpoints(whole / "checkpoints").best()
+    assert best is not None
+    want = Checkpoints(whole / "checkpoints").restore_raw(best)["learn"]
+    np.testing.assert_array_equal(state.learn["token"], want["token"])
+    assert int(state.step) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ("--config.data.root=", "config.data.root is empty"),
+        ("--config.data.protocol=offical", "no protocol 'offical'; did you mean 'official'"),
+        ("--config.weights.text=nowhere", "nowhere/config.json: not found"),
+        ("--config.weights.freeze_text=True", "needs config.weights.text"),
+        ("--config.model.consensus.num_heads=3", "3 heads do not divide width 8"),
+        ("--config.data.text_rungs=(12,20)", "the last one must be the limit of the axis, 24"),
+        ("--config.mesh.data=64", r"does not fit 4 device"),
+        ("--config.train.select_on=test/opinion/micro_f1", "selection may only see dev"),
+    ],
+)
+def test_bad_settings_are_one_line(root: Path, tmp_path: Path, more: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        fit(root, tmp_path / "bad", more)
+    assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bad" / "config.json").exists()
