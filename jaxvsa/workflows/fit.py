@@ -317,7 +317,11 @@ def show(rows: list[Row], setup: Setup, console: Console) -> None:
     if facts is not None:
         for task, found in facts.closed_form.items():
             values = ", ".join(f"{mode} {100 * value:.2f} %" for mode, value in found.items())
-            console.print(f"expected accuracy of the best rule, {task}: {values}", markup=False)
+            console.print(
+                f"expected accuracy of the best rule, {task}: {values}",
+                markup=False,
+                soft_wrap=True,
+            )
         console.print(
             "This was the demo on a synthetic corpus. Real data: python -m jaxvsa.prepare csmv "
             "--help, then --config configs/vccsa.py:paper --config.data.root=DIR",
