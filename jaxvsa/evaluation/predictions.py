@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_jsonl, write_atomic
-from jaxvsa.data.corpus import Comments
 from jaxvsa.metrics.confusion import Confusion
 
 _COLUMNS = ("key", "video", "comment")
 
 
+class Answered(Protocol):
+    """Comments by column, as `jaxvsa.data.corpus.Comments` holds them."""
+
+    @property
+    def key(self) -> Sequence[str]:
+        """Unique names."""
+
+    @property
+    def video(self) -> Sequence[str]:
+        """What each answers."""
+
+    @property
+    def text(self) -> Sequence[str]:
+        """The comments."""
+
+    @property
+    def labels(self) -> Mapping[str, np.ndarray]:
+        """Task -> int (b,)."""
+
+
 def prediction_rows(
-    comments: Comments,
+    comments: Answered,
     probs: Mapping[str, np.ndarray],
     label_names: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
@@ -45,12 +64,12 @@ def prediction_rows(
         names = label_names[task]
         if task in _COLUMNS:
             raise UserError(f"a task cannot be named '{task}'; rename that label column")
-        if probs_bc.shape != (len(comments), len(names)):
+        if probs_bc.shape != (len(rows), len(names)):
             raise ValueError(
                 f"'{task}': probabilities have shape {probs_bc.shape}, "
-                f"expected {(len(comments), len(names))}"
+                f"expected {(len(rows), len(names))}"
             )
-        label_b = comments.labels.get(task, np.full(len(comments), -1))
+        label_b = comments.labels.get(task, np.full(len(rows), -1))
         for row, label, values_c in zip(rows, label_b, _exact(probs_bc), strict=True):
             row[task] = {
                 "label": names[label] if label >= 0 else None,

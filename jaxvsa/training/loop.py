@@ -102,14 +102,14 @@ class Hooks:
         evaluate: (state) -> dev metrics.
         save: (state, memory, score or None).
         rate: learning rate of an update, for the log.
-        last_good: names the newest checkpoint, for messages.
+        newest: step of the newest checkpoint, for messages.
     """
 
     step: Callable[[State, Any], tuple[State, Mapping[str, Any]]]
     evaluate: Callable[[State], dict[str, float]]
     save: Callable[[State, Memory, float | None], None]
     rate: Callable[[int], Any]
-    last_good: Callable[[], str]
+    newest: Callable[[], int | None]
 
 
 class Loop:
@@ -208,10 +208,11 @@ class Loop:
         window[0] += 1
         self.memory.skipped += 1
         if self.options.nonfinite == "stop" or self.memory.skipped > self.options.max_skipped:
+            newest = self.hooks.newest()
+            good = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
             raise UserError(
-                f"the gradient of update {step} is not finite; the state was left as before it, "
-                f"{self.hooks.last_good()}; lower config.optim.lr, set config.optim.clip_norm, or "
-                "config.train.nonfinite='skip' with a higher config.train.max_skipped"
+                f"the gradient of update {step} is not finite, so it was not applied; {good}; "
+                "lower config.optim.lr, set config.optim.clip_norm, or config.train.nonfinite='skip' with a higher config.train.max_skipped"
             )
 
     def _evaluate(self, state: State, step: int) -> float | None:

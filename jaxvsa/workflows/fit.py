@@ -228,34 +228,14 @@ def train(
     tables = scoring.place_tables(system, data.batching, data.features, mesh)
     stream = iterate(setup.stream, stream_state)
     jitted = make_step(system, setup.tx, mesh, setup.mesh_options.step, shardings)
-    dev = None
-    if "dev" in data.splits:
-        dev = data.batching.in_order(data.examples("dev"), setup.options.eval_batch_size)
     held = describe(data.config, data.facts, data.codec, data.manifest, state.held)
 
     def step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Mapping[str, Any]]:
         return jitted(state, tables, batch)
 
-    def evaluate(state: State) -> dict[str, float]:
-        if dev is None:
-            return {}
-        task = system.tasks[scoring.TASK]
-        _, states = run(system, task, state.params(), tables, iterate(dev), mesh)
-        values = flat_metrics(states, "dev", data.facts.label_names)
-        total = scoring.sum_of_micro_f1(values, "dev", list(data.facts.label_names))
-        return {**values, "dev/all/micro_f1_sum": total}
-
     def save(state: State, memory: Memory, value: float | None) -> None:
         meta = {**held, "memory": dataclasses.asdict(memory), "stream": stream.get_state()}
         checkpoints.save(int(state.step), saved(state), meta, value)
-
-    def last_good() -> str:
-        newest = checkpoints.newest()
-        return (
-            f"the last good checkpoint is {checkpoints.folder}/{newest}"
-            if newest
-            else ("and there is no checkpoint yet")
-        )
 
     log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
     log.cut_after(int(state.step))
@@ -264,7 +244,7 @@ def train(
             setup.options,
             setup.num_steps,
             setup.eval_every,
-            Hooks(step, evaluate, save, setup.rate, last_good),
+            Hooks(step, dev_metrics(setup, tables), save, setup.rate, checkpoints.newest),
             log,
             progress,
             memory,
@@ -273,6 +253,25 @@ def train(
             return loop.run(state, stream)
         finally:
             log.close()
+
+
+def dev_metrics(
+    setup: Setup, tables: Mapping[str, jax.Array]
+) -> Callable[[State], dict[str, float]]:
+    """Function: state -> metrics on dev, among them the sum that selects; {} without dev."""
+    data, system, mesh = setup.data, setup.system, setup.mesh
+    if "dev" not in data.splits:
+        return lambda state: {}
+    size = scoring.batch_size(setup.options.eval_batch_size, mesh)
+    dev = data.batching.in_order(data.examples("dev"), size)
+    task, names = system.tasks[scoring.TASK], data.facts.label_names
+
+    def evaluate(state: State) -> dict[str, float]:
+        _, states = run(system, task, state.params(), tables, iterate(dev), mesh)
+        values = flat_metrics(states, "dev", names)
+        return {**values, "dev/all/micro_f1_sum": scoring.sum_of_micro_f1(values, "dev", names)}
+
+    return evaluate
 
 
 def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
@@ -288,7 +287,8 @@ def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
     splits = [split for split in ("dev", "test") if split in data.splits]
     for split in splits:
         comments = data.comments(split)
-        ordered = data.batching.in_order(data.examples(split), setup.options.eval_batch_size)
+        size = scoring.batch_size(setup.options.eval_batch_size, mesh)
+        ordered = data.batching.in_order(data.examples(split), size)
         scored = scoring.score(
             system, params, tables, ordered, comments, data.facts.label_names, mesh, split
         )

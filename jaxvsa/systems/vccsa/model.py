@@ -24,38 +24,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxvsa.core.config import build
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import AttentionLogits, MultiHeadAttention, masked_softmax
+from jaxvsa.layers.consensus import Consensus, ConsensusOptions
 from jaxvsa.layers.initializers import uniform_fan_in
 from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows, tower_length
 from jaxvsa.layers.text_encoder import TextEncoder
-
-
-@dataclasses.dataclass(frozen=True)
-class ConsensusOptions:
-    """Consensus attention of one scale.
-
-    Attributes:
-        width: sequence width w.
-        num_heads: heads; must divide the width.
-        num_layers: attention layers (supplement, Table 1, second figure).
-        num_tokens: learned tokens k (supplement, Table 1, third figure).
-        masked: frames see frames and tokens, words see words and tokens, tokens see all. With one
-            layer this changes nothing, since only token rows are used and they see all.
-    """
-
-    width: int
-    num_heads: int
-    num_layers: int
-    num_tokens: int
-    masked: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,68 +57,6 @@ class Padding:
     stop_cell: bool
     mask_gate: bool
     mask_pool: bool
-
-
-class Consensus(nn.Module):
-    """Learned tokens that attend over the frames of one scale and the words.
-
-    Source: VC-CSA code: only attention, without residual, norm or position; the tokens enter as
-    they are, frames and words through a linear layer and ReLU.
-    Chosen: several layers are the same attention applied again under the same masks; only the last
-    layer's token rows are used, so only they are computed there.
-    """
-
-    options: ConsensusOptions
-    dropout: float
-    precision: Precision
-
-    @nn.compact
-    def __call__(
-        self,
-        video_btd: jax.Array,
-        keep_bt: jax.Array,
-        text_blu: jax.Array | None,
-        keep_bl: jax.Array | None,
-        token_kw: jax.Array,
-        deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns token rows (b,k,w) and their attention (b,k,h,z) over frames, tokens, words."""
-        options = self.options
-        batch, num_rows, _ = video_btd.shape
-        token_bkw = jnp.broadcast_to(token_kw, (batch, *token_kw.shape))
-        parts = [jax.nn.relu(self.linear("video", video_btd)), token_bkw]
-        keeps = [keep_bt, jnp.ones(token_bkw.shape[:2], bool)]
-        if text_blu is not None and keep_bl is not None:
-            parts.append(jax.nn.relu(self.linear("text", text_blu)))
-            keeps.append(keep_bl)
-        x_bzw = jnp.concatenate(parts, axis=1)
-        keep_bz = jnp.concatenate(keeps, axis=1)
-        kind_z = jnp.repeat(
-            jnp.arange(len(parts)),
-            jnp.asarray([part.shape[1] for part in parts]),
-            total_repeat_length=x_bzw.shape[1],
-        )
-        see_qz = (kind_z[:, None] == kind_z[None]) | (kind_z == 1)[:, None] | (kind_z == 1)[None]
-        keep_bqz = keep_bz[:, None] & see_qz[None] if options.masked else keep_bz[:, None]
-        tokens = slice(num_rows, num_rows + options.num_tokens)
-        for layer in range(options.num_layers):
-            last = layer == options.num_layers - 1
-            attend = MultiHeadAttention(
-                options.num_heads, self.dropout, last, self.precision, name=f"layer_{layer}"
-            )
-            if last:
-                query_bkw, keep_bqz = x_bzw[:, tokens], keep_bz[:, None]
-                return attend(query_bkw, x_bzw, keep_bqz, deterministic)
-            x_bzw, _ = attend(x_bzw, x_bzw, keep_bqz, deterministic)
-        raise ValueError(f"num_layers is {options.num_layers}; at least 1 is needed")
-
-    def linear(self, name: str, x: jax.Array) -> jax.Array:
-        """Linear layer of torch's initialisation, (..., d) -> (..., w)."""
-        init, shape = uniform_fan_in(x.shape[-1]), (x.shape[-1], self.options.width)
-        kernel = self.param(f"{name}_kernel", init, shape, self.precision.param_dtype)
-        bias = self.param(f"{name}_bias", init, shape[1:], self.precision.param_dtype)
-        compute = self.precision.compute_dtype
-        return x @ kernel.astype(compute) + bias.astype(compute)[None, None]
 
 
 class VCCSA(nn.Module):
@@ -422,3 +342,38 @@ class VCCSA(nn.Module):
         index = row_bv[None, :, :, None] if x_sbtd.shape[2] < row_bv.shape[1] else None
         full = x_sbtd if index is None else jnp.take_along_axis(x_sbtd, index, axis=2)
         self.sow("intermediates", name, jnp.moveaxis(full, 0, 1))
+
+
+def build_model(
+    section: Mapping[str, Any], num_classes: Mapping[str, int], vocab_size: int, pad_id: int
+) -> VCCSA:
+    """The module of a configuration's section `model`.
+
+    Args:
+        section: plain values.
+        num_classes: task -> classes.
+        vocab_size: rows of the word embedding.
+        pad_id: padding token.
+
+    Raises:
+        UserError: an unknown, missing or mistyped key.
+    """
+    section = dict(section)
+    precision = build(Precision, section.pop("precision"), "config.model.precision")
+    text_section = dict(section.pop("text"))
+    text = build(
+        TextEncoder,
+        text_section,
+        "config.model.text",
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        precision=precision,
+    )
+    return build(
+        VCCSA,
+        section,
+        "config.model",
+        num_classes=num_classes,
+        text=None if section.get("variant") == "video" else text,
+        precision=precision,
+    )

@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxvsa.core.config import build as build_module
+from jaxvsa.core.config import build as build_options
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.precision import Precision
-from jaxvsa.layers.text_encoder import TextEncoder
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Batch, Mean, Params, System, Task
 from jaxvsa.systems.vccsa.loss import LossOptions, task_loss
-from jaxvsa.systems.vccsa.model import VCCSA
+from jaxvsa.systems.vccsa.model import VCCSA, build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,117 +46,94 @@ class Facts:
         return cls(**{**values, "label_names": names, "label_counts": counts})
 
 
-def build_model(config: Mapping[str, Any], facts: Facts) -> VCCSA:
-    """The Linen module of `config["model"]`.
-
-    Raises:
-        UserError: an unknown, missing or mistyped key; video asked of data without features.
-    """
-    section = dict(config["model"])
-    precision = build_module(Precision, section.pop("precision"), "config.model.precision")
-    text_section = dict(section.pop("text"))
-    text = build_module(
-        TextEncoder,
-        text_section,
-        "config.model.text",
-        vocab_size=facts.vocab_size,
-        pad_id=facts.pad_id,
-        precision=precision,
-    )
-    variant = section.get("variant")
-    if variant != "text" and facts.feature_width is None:
-        raise UserError(
-            f"config.model.variant is {variant!r}, but the data has no video features; "
-            "prepare it with --features, or use variant 'text'"
-        )
-    return build_module(
-        VCCSA,
-        section,
-        "config.model",
-        num_classes={task: len(names) for task, names in facts.label_names.items()},
-        text=None if variant == "video" else text,
-        precision=precision,
-    )
-
-
 def build(config: Mapping[str, Any], facts: Facts) -> System:
     """The system of a resolved configuration.
 
     Args:
-        config: plain values; sections "model" and "loss" are read.
+        config: plain values; sections "model", "loss" and "weights" are read.
         facts: see `Facts`.
 
     Raises:
-        UserError: as `build_model`.
+        UserError: an unknown, missing or mistyped key; video asked of data without features.
     """
-    model = build_model(config, facts)
-    options = build_module(LossOptions, config["loss"], "config.loss")
-    tasks = tuple(facts.label_names)
-    uses_text, uses_video = model.variant != "video", model.variant != "text"
-
-    def logits(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, jax.Array]:
-        found: Any = model.apply(
-            {"params": params},
-            batch["ids_bl"] if uses_text else None,
-            batch["length_b"] if uses_text else None,
-            batch["video_btf"] if uses_video else None,
-            jnp.sum(batch["frame_bt"] >= 0, axis=1, dtype=jnp.int32) if uses_video else None,
-            rng is None,
-            rngs=None if rng is None else {"dropout": rng},
+    classes = {task: len(names) for task, names in facts.label_names.items()}
+    model = build_model(config["model"], classes, facts.vocab_size, facts.pad_id)
+    options = build_options(LossOptions, config["loss"], "config.loss")
+    if model.variant != "text" and facts.feature_width is None:
+        raise UserError(
+            f"config.model.variant is {model.variant!r}, but the data has no video features; "
+            "prepare it with --features, or use variant 'text'"
         )
-        return found
 
     def init(rng: jax.Array, batch: Batch) -> Params:
-        def start(model: VCCSA) -> None:
-            model(
-                batch["ids_bl"] if uses_text else None,
-                batch["length_b"] if uses_text else None,
-                batch["video_btf"] if uses_video else None,
-                jnp.sum(batch["frame_bt"] >= 0, axis=1) if uses_video else None,
-                True,
-            )
-
-        return model.init(rng, method=start)["params"]
+        return model.init(rng, **_inputs(model, batch), deterministic=True)["params"]
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, Mean]:
-        terms, valid_b = {}, batch["valid_b"]
-        for task, logits_bc in logits(params, batch, rng).items():
-            value_b = task_loss(
-                options, logits_bc, batch[f"label_{task}_b"], facts.label_counts[task]
-            )
-            terms[f"{task}_loss"] = Mean.of(value_b, valid_b)
+        terms = {}
+        for task, logits_bc in _logits(model, params, batch, rng).items():
+            count_c = facts.label_counts[task]
+            value_b = task_loss(options, logits_bc, batch[f"label_{task}_b"], count_c)
+            terms[f"{task}_loss"] = Mean.of(value_b, batch["valid_b"])
         total = sum(term.total for term in terms.values())
-        weight = next(iter(terms.values())).weight
-        return {"loss": Mean(jnp.asarray(total), weight), **terms}
+        return {"loss": Mean(jnp.asarray(total), next(iter(terms.values())).weight), **terms}
 
     def outputs(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        found = logits(params, batch, None)
+        found = _logits(model, params, batch, None)
         return {task: jax.nn.softmax(logits_bc, axis=-1) for task, logits_bc in found.items()}
 
     def measure(found: Mapping[str, jax.Array], batch: Batch) -> dict[str, Confusion]:
         return {
             task: Confusion.from_batch(found[task], batch[f"label_{task}_b"], batch["valid_b"])
-            for task in tasks
+            for task in classes
         }
 
-    fields: dict[str, tuple[str, Any]] = {"valid_b": ("b", jnp.bool_)}
-    fields |= {f"label_{task}_b": ("b", jnp.int32) for task in tasks}
-    if uses_text:
-        fields |= {"ids_bl": ("bl", jnp.int32), "length_b": ("b", jnp.int32)}
-    if uses_video:
-        fields |= {"frame_bt": ("bt", jnp.int32), "video_btf": ("btf", facts.feature_dtype)}
-    frozen = bool(config["weights"]["freeze_text"]) and uses_text
+    frozen = bool(config["weights"]["freeze_text"]) and model.variant != "video"
     return System(
         name="vccsa",
-        fields=fields,
+        fields=_fields(model, facts),
         init=init,
         loss=loss,
         tasks={"classify": Task(outputs, measure)},
-        tables={"video_btf": ("video", "frame_bt")} if uses_video else {},
+        tables={"video_btf": ("video", "frame_bt")} if model.variant != "text" else {},
         trainable=((r"text/.*", False), (r".*", True)) if frozen else ((r".*", True),),
         parts=PARTS,
         partition=PARTITION_OF[model.variant],
     )
+
+
+def _inputs(model: VCCSA, batch: Batch) -> dict[str, Any]:
+    """Arguments of the module; None for what its variant leaves out."""
+    text, video = model.variant != "video", model.variant != "text"
+    return {
+        "ids_bl": batch["ids_bl"] if text else None,
+        "length_b": batch["length_b"] if text else None,
+        "video_btf": batch["video_btf"] if video else None,
+        "count_b": jnp.sum(batch["frame_bt"] >= 0, 1, dtype=jnp.int32) if video else None,
+    }
+
+
+def _logits(
+    model: VCCSA, params: Params, batch: Batch, rng: jax.Array | None
+) -> dict[str, jax.Array]:
+    """Task -> logits (b,c); dropout if a key is given."""
+    found: Any = model.apply(
+        {"params": params},
+        **_inputs(model, batch),
+        deterministic=rng is None,
+        rngs=None if rng is None else {"dropout": rng},
+    )
+    return found
+
+
+def _fields(model: VCCSA, facts: Facts) -> dict[str, tuple[str, Any]]:
+    """Batch field -> (axes, dtype)."""
+    fields: dict[str, tuple[str, Any]] = {"valid_b": ("b", jnp.bool_)}
+    fields |= {f"label_{task}_b": ("b", jnp.int32) for task in facts.label_names}
+    if model.variant != "video":
+        fields |= {"ids_bl": ("bl", jnp.int32), "length_b": ("b", jnp.int32)}
+    if model.variant != "text":
+        fields |= {"frame_bt": ("bt", jnp.int32), "video_btf": ("btf", facts.feature_dtype)}
+    return fields
 
 
 PARTS = (("text", r"text/.*"), ("heads", r"head_.*"), ("fusion", r".*"))
