@@ -212,7 +212,8 @@ class Loop:
             good = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
             raise UserError(
                 f"the gradient of update {step} is not finite, so it was not applied; {good}; "
-                "lower config.optim.lr, set config.optim.clip_norm, or config.train.nonfinite='skip' with a higher config.train.max_skipped"
+                "lower config.optim.lr, set config.optim.clip_norm, or set "
+                "config.train.nonfinite='skip' with a higher config.train.max_skipped"
             )
 
     def _evaluate(self, state: State, step: int) -> float | None:
