@@ -8,6 +8,8 @@ from jaxvsa.data.pipeline import batches, iterate
 from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.text import Tokens
 
+pytestmark = pytest.mark.smoke
+
 PAD = 1
 
 

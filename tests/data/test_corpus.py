@@ -7,6 +7,8 @@ import pytest
 
 from jaxvsa.data.corpus import Comments, Corpus, count_oddities
 
+pytestmark = pytest.mark.smoke
+
 
 def make(keys: str) -> Comments:
     """Comments `a`, `b`, ...: video in upper case, label = position in the alphabet."""

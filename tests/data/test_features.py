@@ -11,6 +11,8 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.features import FeatureTable, Manifest, file_name, read_npy_folder
 
+pytestmark = pytest.mark.smoke
+
 
 def save(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     """Writes `<name>.npy` files."""

@@ -7,6 +7,8 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.pipeline import batches, iterate
 from jaxvsa.data.plan import BatchPlan
 
+pytestmark = pytest.mark.smoke
+
 NEED = np.arange(23) % 6 + 1
 
 

@@ -4,6 +4,8 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.plan import BatchPlan
 
+pytestmark = pytest.mark.smoke
+
 NEED = np.array([3, 9, 2, 5, 4])
 RUNGS = (4, 8, 16)
 

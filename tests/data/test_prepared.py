@@ -18,6 +18,8 @@ from jaxvsa.data.features import FeatureTable
 from jaxvsa.data.prepared import Prepared, write_prepared
 from jaxvsa.data.splits import by_video
 
+pytestmark = pytest.mark.smoke
+
 NUM = 40
 
 

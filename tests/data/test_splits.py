@@ -9,6 +9,8 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import UNSPLIT, Comments, Corpus
 from jaxvsa.data.splits import by_video, leak_report
 
+pytestmark = pytest.mark.smoke
+
 
 def corpus_of(*videos: str) -> Corpus:
     """One split per argument; each letter is a comment on the video of that name."""

@@ -17,6 +17,8 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.text import TextCodec, Tokens
 
+pytestmark = pytest.mark.smoke
+
 COMMENTS = [
     "nice video 😂😂",
     "So nice, I love it!!",

@@ -9,6 +9,8 @@ from jaxvsa.evaluation import evaluator
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import System, Task
 
+pytestmark = pytest.mark.smoke
+
 NAMES = {"opinion": ("positive", "neutral", "negative")}
 
 

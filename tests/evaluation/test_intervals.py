@@ -9,6 +9,8 @@ from jaxvsa.evaluation.evaluator import flat_values
 from jaxvsa.evaluation.intervals import bootstrap
 from jaxvsa.metrics.confusion import Confusion
 
+pytestmark = pytest.mark.smoke
+
 
 def _examples(num, num_classes, num_videos, seed=0):
     rng = np.random.default_rng(seed)

@@ -10,6 +10,8 @@ from jaxvsa.data.corpus import Comments
 from jaxvsa.evaluation.predictions import prediction_rows, score_predictions, write_predictions
 from jaxvsa.metrics.confusion import Confusion
 
+pytestmark = pytest.mark.smoke
+
 NAMES = {"opinion": ("positive", "neutral", "negative")}
 
 

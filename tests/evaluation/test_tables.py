@@ -11,6 +11,8 @@ from jaxvsa.evaluation.evaluator import flat_metrics
 from jaxvsa.evaluation.tables import Row, render, save_confusion
 from jaxvsa.metrics.confusion import Confusion
 
+pytestmark = pytest.mark.smoke
+
 NAMES = {"opinion": ("positive", "neutral", "negative"), "emotion": ("joy", "fear")}
 OPINION = np.array([[30, 10, 0], [5, 40, 5], [0, 5, 5]])
 EMOTION = np.array([[80, 5], [10, 5]])

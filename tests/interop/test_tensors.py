@@ -14,6 +14,8 @@ import safetensors
 from jaxvsa.core.errors import UserError
 from jaxvsa.interop.tensors import load_safetensors, save_safetensors
 
+pytestmark = pytest.mark.smoke
+
 
 def write_by_hand(path: Path, dtype: str, shape: list[int], data: bytes) -> None:
     header = {"x": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}

@@ -15,6 +15,8 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.interop.torch_file import read_torch_file, state_dict_of
 
+pytestmark = pytest.mark.smoke
+
 FLOATS = np.arange(6, dtype="<f4")
 ARGS = (0, (2, 3), (3, 1), False, {})
 

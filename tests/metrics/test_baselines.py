@@ -9,6 +9,8 @@ import pytest
 
 from jaxvsa.metrics.baselines import majority, video_majority
 
+pytestmark = pytest.mark.smoke
+
 VIDEO = ["a", "a", "b", "b", "b", "c", "c", "c", "c"]
 LABEL_N = np.array([2, 1, 0, 1, 1, 1, 0, 0, 1])
 

@@ -7,6 +7,8 @@ import pytest
 
 from jaxvsa.metrics.confusion import Confusion, measures
 
+pytestmark = pytest.mark.smoke
+
 # Five examples of three classes (true -> predicted): 0->0, 0->1, 1->1, 1->1, 2->0.
 SCORES_BC = np.array(
     [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.0, 0.6, 0.4], [0.5, 0.3, 0.2]],

@@ -11,6 +11,8 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_jsonl
 from jaxvsa.training.log import MetricsLog, Progress, clock_time
 
+pytestmark = pytest.mark.smoke
+
 
 def test_metrics_log_resumes_without_doubled_rows(tmp_path):
     log = MetricsLog(tmp_path)

@@ -18,6 +18,8 @@ from jaxvsa.training.log import MetricsLog, Progress
 from jaxvsa.training.loop import Hooks, Loop, Memory, TrainOptions
 from jaxvsa.training.state import State
 
+pytestmark = pytest.mark.smoke
+
 
 def options(**more: Any) -> TrainOptions:
     fields = {

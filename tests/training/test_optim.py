@@ -13,6 +13,8 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.training.optim import OptimOptions, make_optimizer, make_schedule, scale_by_adam_hf
 
+pytestmark = pytest.mark.smoke
+
 PARTS = (("text", r"text/.*"), ("rest", r".*"))
 
 

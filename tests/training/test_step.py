@@ -16,6 +16,8 @@ from jaxvsa.systems.base import Mean, System, expand
 from jaxvsa.training.state import State, start
 from jaxvsa.training.step import gradients, make_step, train_step
 
+pytestmark = pytest.mark.smoke
+
 
 def linear(**more: Any) -> System:
     """Mean squared error of w * x against y, with rows of a table as x; `frozen` is added."""

@@ -83,6 +83,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_interruption_is_invisible(
     root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

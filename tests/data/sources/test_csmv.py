@@ -15,6 +15,8 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.sources.csmv import DICTIONARY, read_release
 from jaxvsa.data.splits import leak_report
 
+pytestmark = pytest.mark.smoke
+
 OPINION = {"positive": 0, "neutral": 1, "negative": 2}
 EMOTION = {"fear": 1, "joy": 0}
 

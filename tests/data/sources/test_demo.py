@@ -9,6 +9,8 @@ from jaxvsa.data.sources import demo
 from jaxvsa.data.sources.csmv import read_release
 from jaxvsa.data.sources.demo import TASKS, bayes_accuracy, prototypes, read_facts, write_demo
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):

@@ -14,6 +14,8 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import UNSPLIT
 from jaxvsa.data.sources.table import read_records, read_table
 
+pytestmark = pytest.mark.smoke
+
 ROWS = [
     {"comment": "great, really", "video": "v1", "split": "train", "mood": "up", "stars": "10"},
     {"comment": 'the "end"\nof it', "video": "v2", "split": "train", "mood": "down", "stars": "2"},

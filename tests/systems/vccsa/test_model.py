@@ -126,6 +126,7 @@ def losses(model: VCCSA, params: Any, arrays: Any, golden: helper.Golden) -> tup
     return outputs["total_loss"], {**outputs, **sown}
 
 
+@pytest.mark.smoke
 @CASES
 @DTYPES
 def test_model_equals_the_golden_outputs_and_gradients(case: Path, dtype: Any) -> None:
