@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.layers.attention import MultiHeadAttention
 from jaxvsa.layers.initializers import uniform_fan_in
@@ -84,7 +85,7 @@ class Consensus(nn.Module):
                 query_bkw, keep_bqz = x_bzw[:, tokens], keep_bz[:, None]
                 return attend(query_bkw, x_bzw, keep_bqz, deterministic)
             x_bzw, _ = attend(x_bzw, x_bzw, keep_bqz, deterministic)
-        raise ValueError(f"num_layers is {options.num_layers}; at least 1 is needed")
+        raise UserError(f"num_layers is {options.num_layers}; at least 1 is needed")
 
     def linear(self, name: str, x: jax.Array) -> jax.Array:
         """Linear layer of torch's initialisation, (..., d) -> (..., w)."""

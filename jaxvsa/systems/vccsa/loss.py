@@ -76,7 +76,9 @@ def task_loss(
     label_b = jnp.clip(label_b, 0, num_classes - 1)
     weight_b = jnp.asarray(class_weights(options, count_c), logits_bc.dtype)[label_b]
     if options.logit_adjustment:
-        logits_bc += options.logit_adjustment * jnp.asarray(log_prior(count_c), logits_bc.dtype)
+        logits_bc += (
+            options.logit_adjustment * jnp.asarray(log_prior(count_c), logits_bc.dtype)[None]
+        )
     if options.kind == "focal":
         # Kept: the published class weight is 1 / classes as float32 holds it, in any precision.
         share = float(np.float32(1 / num_classes))
