@@ -51,7 +51,11 @@ def write_records(
             builder.download_and_prepare(download_dir=str(downloads), download_config=config)
         shutil.rmtree(downloads)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of ArrayRecord
-        raise UserError(f"cannot write {name} in {folder.parent}: {error}") from error
+        why = str(error).split("\n")[0]
+        raise UserError(
+            f"cannot write {name} in {folder.parent}: {why}; free space there, or choose another "
+            "--out"
+        ) from error
     files: dict[str, int] = {}
     for split in parts:
         info = builder.info.splits[split]
@@ -93,6 +97,12 @@ def _make_builder(
     """The class that tensorflow-datasets writes `parts` with; arguments of `write_records`."""
     import tensorflow_datasets as tfds
 
+    class Info(tfds.core.DatasetInfo):
+        """Of data that nobody has prepared before."""
+
+        def initialize_from_bucket(self) -> None:
+            """Seeks nothing on the network; the inherited one leaves a folder in /tmp each time."""
+
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The data set as tensorflow-datasets wants it described."""
 
@@ -100,7 +110,7 @@ def _make_builder(
         code_path = None  # nothing is downloaded, so no checksums are sought beside our code
 
         def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 description=description,
                 features=tfds.features.FeaturesDict(dict(spec)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,13 @@ from jaxvsa.core.config import load_config
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.sources.csmv import read_release
 from jaxvsa.data.sources.demo import write_demo
+from jaxvsa.interop.roberta import read_encoder, to_names
+from jaxvsa.interop.tensors import save_safetensors
 from jaxvsa.systems.base import expand
 from jaxvsa.training.step import gradients, make_step
 from jaxvsa.workflows import fit as fitting
 from jaxvsa.workflows.prepare import FeatureSource, prepare
+from jaxvsa.workflows.runs import read_trained
 
 TINY = "configs/vccsa.py:tiny"
 
@@ -303,3 +307,48 @@ def test_bad_settings_are_one_line(root: Path, tmp_path: Path, more: str, match:
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bad" / "config.json").exists()
+
+
+def test_frozen_text_encoder_does_not_move_and_is_not_stored(
+    root: Path, weights: Path, tmp_path: Path
+) -> None:
+    given = (f"--config.weights.text={weights}", "--config.weights.freeze_text=True")
+    run = tmp_path / "frozen"
+    fit(root, run, *given)
+    saved = Checkpoints(run / "checkpoints")
+    assert "text" not in saved.restore_raw(6)["learn"]
+    assert not any("text/" in path for path in arrays(run))
+    trained = read_trained(run, 6)
+    _, params = read_encoder(weights)
+    jax.tree.map(np.testing.assert_array_equal, trained.params["text"], params)
+    with pytest.raises(UserError, match="other text weights than the run was trained with"):
+        moved = jax.tree.map(lambda leaf: leaf + 1, params)
+        save_safetensors(weights / "model.safetensors", to_names(moved))
+        try:
+            read_trained(run, 6)
+        finally:
+            save_safetensors(weights / "model.safetensors", to_names(params))
+
+
+def test_resume_with_a_frozen_text_encoder_is_invisible(
+    root: Path, weights: Path, tmp_path: Path
+) -> None:
+    given = (f"--config.weights.text={weights}", "--config.weights.freeze_text=True")
+    for name in ("whole", "cut"):
+        fit(root, tmp_path / name, *given)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
+    (tmp_path / "cut" / "results.json").unlink()
+    fit(root, tmp_path / "cut", *given)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_other_data_under_the_same_path_is_refused(root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    fit(data, tmp_path / "run", "--config.train.steps=2")
+    shutil.rmtree(data)
+    write_demo(tmp_path / "release", seed=9, num_videos=30)
+    source = FeatureSource(tmp_path / "release" / "visual_feature" / "demo", "demo")
+    prepare(read_release(tmp_path / "release"), data, source)
+    with pytest.raises(UserError, match="holds other data than"):
+        fit(data, tmp_path / "run", "--config.train.steps=2")
