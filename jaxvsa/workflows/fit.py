@@ -109,8 +109,8 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
 
 
 def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the smallest batch."""
-    sizes = {axis: ladder[0] for axis, ladder in data.batching.rungs.items()}
+    """Shapes at the full lengths, so that what does not fit is found before the first step."""
+    sizes = {axis: ladder[-1] for axis, ladder in data.batching.rungs.items()}
     return abstract_batch(system, {"b": batch, "f": data.facts.feature_width or 0, **sizes})
 
 

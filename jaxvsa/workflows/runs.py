@@ -35,6 +35,10 @@ from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System
 
 FORMAT = 1
+# May differ when a run is resumed: the number of devices is invisible in its results.
+_FREE = ("mesh.",)
+# What a start that was killed early leaves behind.
+_BEFORE_CONFIG = {"data", "env.json", "data.json"}
 _PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -71,7 +75,11 @@ class RunFolder:
         """
         existed = (self.path / "config.json").exists()
         if existed:
-            changes = differences(self.read_config(), config)
+            changes = [
+                line
+                for line in differences(self.read_config(), config)
+                if not line.startswith(_FREE)
+            ]
             if changes:
                 raise UserError(
                     f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
@@ -83,7 +91,7 @@ class RunFolder:
                     f"{data['root']} holds other data than {self.path} was started with; "
                     "prepare it again as it was, or choose another --run"
                 )
-        elif self.path.is_dir() and any(p.name != "data" for p in self.path.iterdir()):
+        elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
             raise UserError(f"{self.path} is not empty and not a run; choose another --run")
         if jax.process_index() == 0:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -245,6 +245,26 @@ def test_run_of_another_configuration_is_refused_with_the_differences(
         fit(root, whole, "--config.optim.lr=0.5")
 
 
+def test_run_resumes_on_another_number_of_devices(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(root, run, "--config.mesh.data=1")
+    want = Checkpoints(run / "checkpoints").restore_raw(6)["learn"]["token"]
+    shutil.rmtree(run / "checkpoints" / "6")
+    (run / "results.json").unlink()
+    fit(root, run, "--config.mesh.data=2", "--config.mesh.fsdp=2")
+    got = Checkpoints(run / "checkpoints").restore_raw(6)["learn"]["token"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert [row["step"] for row in rows(run)] == sorted(row["step"] for row in rows(run))
+
+
+def test_start_that_was_killed_early_is_no_obstacle(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "env.json").write_text("[]")
+    fit(root, run, "--config.train.steps=2")
+    assert (run / "results.json").exists()
+
+
 def test_results_hold_the_model_and_every_baseline(whole: Path) -> None:
     found = json.loads((whole / "results.json").read_text())
     names = [row["name"].split(" (")[0] for row in found]
@@ -297,6 +317,7 @@ def test_run_starts_from_the_parameters_of_another(root: Path, whole: Path, tmp_
         ("--config.weights.freeze_text=True", "needs config.weights.text"),
         ("--config.model.consensus.num_heads=3", "3 heads do not divide width 8"),
         ("--config.data.text_rungs=(12,20)", "the last one must be the limit of the axis, 24"),
+        ("--config.model.text.max_positions=20", "lower data.text_len"),
         ("--config.mesh.data=64", r"does not fit 4 device"),
         ("--config.train.select_on=test/opinion/micro_f1", "selection may only see dev"),
     ],

@@ -359,11 +359,10 @@ def build_model(
         UserError: an unknown, missing or mistyped key.
     """
     section = dict(section)
-    precision = build(Precision, section.pop("precision"), "config.model.precision")
-    text_section = dict(section.pop("text"))
+    precision = build(Precision, section.pop("precision", {}), "config.model.precision")
     text = build(
         TextEncoder,
-        text_section,
+        section.pop("text", {}),
         "config.model.text",
         vocab_size=vocab_size,
         pad_id=pad_id,

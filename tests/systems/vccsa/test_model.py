@@ -361,6 +361,21 @@ def test_default_graph_needs_at_most_015_of_the_plain_flops() -> None:
     assert exact == pytest.approx(0.52e12, rel=0.1)
 
 
+def test_bfloat16_compute_stays_near_float32_and_its_logits_are_float32() -> None:
+    model_config, roberta, state, batch = random_case("float32")
+    golden = helper.Golden("random", {}, state, {}, batch)
+    arrays = inputs(golden, "float32")
+    exact = make(model_config, roberta, "float32")
+    params = params_of(golden, exact, arrays)
+    precision = Precision("float32", "bfloat16")
+    coarse = exact.clone(precision=precision, text=exact.text.clone(precision=precision))
+    want, got = run(exact, params, *arrays), run(coarse, params, *arrays)
+    for task in want:
+        assert got[task].dtype == np.float32
+        error = np.linalg.norm(got[task] - want[task]) / np.linalg.norm(want[task])
+        assert 1e-5 < error < 3e-2
+
+
 def test_model_refuses_more_frames_than_its_length() -> None:
     model_config, roberta, _, batch = random_case("float32")
     ids_bl, length_b, video_btf, count_b = inputs(
