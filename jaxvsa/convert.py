@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     rest, spec, overrides = split_config_flags(argv)
     args = _parser().parse_args(rest)
     if (spec is None) == (args.task == "from-published") or (overrides and spec is None):
-        raise UserError(f"--config belongs to from-published, which needs it: {NAME} {FROM}")
+        raise UserError(
+            f"--config belongs to from-published, which needs it: {NAME} from-published {FROM}"
+        )
     config = None if spec is None else load_config(spec, overrides)
     # Imported here, so that --help and a misspelt key do not wait for JAX.
     from jaxvsa.workflows import export

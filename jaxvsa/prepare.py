@@ -64,9 +64,16 @@ def _add(sources: Any, name: str, summary: str, example: str) -> ArgumentParser:
     add("--rows-per-second", type=float, dest="rows_per_s", metavar="ROWS", help="for the manifest")
     add("--window", type=int, metavar="FRAMES", help="frames per row, for the manifest")
     add("--stride", type=int, metavar="FRAMES", help="frames between rows, for the manifest")
-    add("--seed", type=int, default=0, help="of the split by video (0)")
+    add("--seed", type=_seed, default=0, help="of the split by video (0)")
     add("--strict", action="store_true", default=False, help="a null label is an error")
     return parser
+
+
+def _seed(text: str) -> int:
+    """A seed of NumPy: no sign."""
+    if not text.isdecimal():
+        raise ArgumentTypeError("expected a whole number of at least 0")
+    return int(text)
 
 
 def _limit(text: str) -> int | None:

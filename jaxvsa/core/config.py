@@ -160,7 +160,8 @@ def _blame(path: Path, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, SyntaxError):
-        return UserError(f"{error.filename or path} line {error.lineno}: {error.msg}")
+        line = f" line {error.lineno}" if error.lineno else ""
+        return UserError(f"{error.filename or path}{line}: {error.msg}")
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
     where = f"{path} line {lines[-1]}" if lines else str(path)

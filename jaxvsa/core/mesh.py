@@ -108,6 +108,21 @@ def shardings(
     return jax.tree.unflatten(jax.tree.structure(tree), found)
 
 
+def check_batch(size: int, mesh: Mesh) -> None:
+    """Refuses a batch that the devices of `mesh` cannot share evenly.
+
+    Raises:
+        UserError: it is no multiple of their number.
+    """
+    shards = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    if size % shards:
+        raise UserError(
+            f"batch size {size} cannot be split over {shards} devices (config.mesh: data x fsdp); "
+            f"choose a multiple of {shards} for config.train.batch_size / accumulate, or fewer "
+            "devices"
+        )
+
+
 def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
     """Global arrays from the rows each process holds, dimension `axis` split over data and fsdp.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def read_npy_folder(
             rows; values that are not finite, or not in `dtype`.
     """
     paths = {video: Path(folder, file_name(video, suffix)) for video in sorted(set(videos))}
-    found = {video: path for video, path in paths.items() if path.is_file()}
+    found = {video: path for video, path in paths.items() if os.path.isfile(path)}
     absent = [video for video in paths if video not in found]
     if not found or (absent and missing == "error"):
         _refuse_missing(Path(folder), [paths[video].name for video in absent], len(paths))
@@ -212,10 +213,10 @@ def _refuse_missing(folder: Path, absent: Sequence[str], num: int) -> NoReturn:
     """Says which of `num` files are missing, or that the folder is."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such feature folder; check --features")
+    cure = ", or drop their comments (prepare: --missing drop)" if len(absent) < num else ""
     raise UserError(
         f"{folder}: {len(absent)} of {num} feature files are missing, "
-        f"first: {', '.join(absent[:5])}; "
-        "add them, check --suffix, or drop their comments with --missing drop"
+        f"first: {', '.join(absent[:5])}; add them, or check --suffix{cure}"
     )
 
 
@@ -235,6 +236,9 @@ def _read_shapes(paths: Sequence[Path], width: int | None) -> list[tuple[int, ..
 def _load(path: Path) -> np.ndarray:
     """The file as a memory map of shape (rows, width), floating point, at least one row."""
     try:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise ValueError("a zip archive such as .npz")
         rows_tf = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         why = "an object array" if "Python objects" in str(error) else str(error).split("\n")[0]

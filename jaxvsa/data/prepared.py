@@ -103,7 +103,8 @@ class Prepared:
         self.report: dict[str, Any] = info["report"]
         self.protocols: dict[str, dict[str, int]] = info["protocols"]
         self.digest: str = info["digest"]
-        self._info = info
+        self._files: dict[str, dict[str, int]] = info["files"]
+        self._extra: list[str] = info["extra"]
 
     @classmethod
     def open(cls, root: str | Path) -> Prepared:
@@ -159,7 +160,7 @@ class Prepared:
     @functools.cached_property
     def _comments(self) -> tuple[Comments, dict[str, np.ndarray]]:
         """All comments, and protocol -> int8 (b,) index into `SPLITS`."""
-        extra = self._info["extra"]
+        extra = self._extra
         texts: dict[str, list[str]] = {
             name: [] for name in ("key", "video", "text", *(f"extra/{x}" for x in extra))
         }
@@ -181,6 +182,9 @@ class Prepared:
                 extra={name: texts[f"extra/{name}"] for name in extra},
             )
             split_b = {name: np.array(ints[f"splits/{name}"], np.int8) for name in self.protocols}
+            for task, names in self.labels.items():
+                if len(comments) and int(comments.labels[task].max()) >= len(names):
+                    raise ValueError(f"more classes of {task} than {list(names)}")
             if _digest(comments, split_b) != self.digest:
                 raise ValueError("other digest")
         return comments, split_b
@@ -223,7 +227,7 @@ class Prepared:
 
     def _records(self, name: str) -> Iterator[Mapping[str, Any]]:
         """Fields of every record of one data set, in order."""
-        for path, count in self._info["files"][name].items():
+        for path, count in self._files[name].items():
             yield from read_records(self.root / path, count)
 
 

@@ -147,5 +147,5 @@ def _open(path: Path, count: int) -> Any:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     """One line about a file that cannot be read."""
-    why = str(error).split("\n")[0][:120]
+    why = (str(error).strip() or "cut short").split("\n")[0][:120]
     return UserError(f"{path} is damaged ({why}); prepare the data again")

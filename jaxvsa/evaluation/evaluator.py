@@ -13,6 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvsa.core.mesh import put_batch
 from jaxvsa.systems.base import Batch, Params, System, Task, expand
 
+_Fetched = tuple[dict[str, jax.Array], jax.Array]  # outputs, and which rows are no padding
+
 
 @functools.partial(jax.jit, static_argnames=("system", "task", "mesh"))
 def evaluation_step(
@@ -22,7 +24,7 @@ def evaluation_step(
     params: Params,
     tables: Mapping[str, jax.Array],
     batch: Batch,
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+) -> tuple[_Fetched, dict[str, Any]]:
     """Outputs and `valid_b` of one batch, on every device, and the batch's states.
 
     It is compiled once per system, task, mesh and batch shape, however often `run` is called.
@@ -32,7 +34,7 @@ def evaluation_step(
     states = task.measure(outputs, full)
     # Replicated, so that with several processes each can read all rows.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    fetched = {**outputs, "valid_b": batch["valid_b"]}
+    fetched = dict(outputs), batch["valid_b"]  # apart: an output may have any name
     return jax.lax.with_sharding_constraint(fetched, everywhere), states
 
 
@@ -63,12 +65,12 @@ def run(
     """
     rows: list[dict[str, np.ndarray]] = []
     merged: dict[str, Any] = {}
-    pending: dict[str, jax.Array] | None = None
+    pending: _Fetched | None = None
     for batch in batches:
         placed = put_batch(dict(batch), mesh)
         fetched, states = evaluation_step(system, task, mesh, params, tables, placed)
         merged = {name: merged[name].merge(states[name]) for name in merged} or states
-        for array in fetched.values():
+        for array in jax.tree.leaves(fetched):
             array.copy_to_host_async()
         if pending is not None:  # one batch late, so that reading never leaves the device idle
             rows.append(_valid_rows(pending))
@@ -103,8 +105,7 @@ def flat_values(
     return flat
 
 
-def _valid_rows(fetched: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+def _valid_rows(fetched: _Fetched) -> dict[str, np.ndarray]:
     """Host arrays without the padding rows."""
-    arrays = {name: np.asarray(array) for name, array in fetched.items()}
-    valid_b = arrays.pop("valid_b")
-    return {name: array[valid_b] for name, array in arrays.items()}
+    outputs, valid_b = jax.device_get(fetched)
+    return {name: array[valid_b] for name, array in outputs.items()}

@@ -156,7 +156,7 @@ class TextEncoder(nn.Module):
     def _check(self, num_tokens: int) -> None:
         if self.kind not in ("roberta", "bert"):
             raise UserError(f"unknown text encoder kind '{self.kind}'; known: roberta, bert")
-        if self.width % self.num_heads:
+        if self.num_heads < 1 or self.width % self.num_heads:
             raise UserError(
                 f"text encoder: width {self.width} is not a multiple of num_heads {self.num_heads}"
             )

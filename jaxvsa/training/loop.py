@@ -9,6 +9,7 @@ finite. Saving comes before the next batch is taken, so that the saved stream fi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -68,7 +69,10 @@ class TrainOptions:
         for name in ("batch_size", "accumulate", "eval_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name} is {getattr(self, name)}; 1 is the least")
-        if self.steps <= 0 and self.epochs <= 0:
+        for name in ("steps", "eval_every", "save_every", "patience", "max_skipped"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.train.{name} is {getattr(self, name)}; 0 is the least")
+        if self.steps == 0 and not 0 < self.epochs < math.inf:
             raise UserError("config.train: set steps or epochs above 0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -50,6 +51,17 @@ class OptimOptions:
     schedule: Literal["linear", "cosine", "constant"]
     clip_norm: float
     part_lr: dict[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuses numbers with which no run can learn."""
+        least = ("lr", "eps", "weight_decay", "clip_norm")
+        values = {name: (getattr(self, name), math.inf) for name in least}
+        values |= {name: (getattr(self, name), 1.0) for name in ("beta1", "beta2", "warmup")}
+        values |= {f"part_lr.{part}": (rate, math.inf) for part, rate in self.part_lr.items()}
+        for name, (value, most) in values.items():
+            if not (0 <= value <= most and math.isfinite(value)):
+                limit = "at least 0" if most == math.inf else "from 0 to 1"
+                raise UserError(f"config.optim.{name} is {value}; it must be {limit}")
 
 
 def make_schedule(options: OptimOptions, num_steps: int) -> Schedule:

@@ -91,6 +91,9 @@ class Batching:
         data = build(DataOptions, config["data"], "config.data")
         variant, limit = config["model"]["variant"], config["model"]["visual_length"]
         text = (data.text_len,) if data.text_pad == "max" else data.text_rungs
+        _check_last("text_rungs", text, data.text_len, "config.data.text_len")
+        if variant != "text":
+            _check_last("frame_rungs", data.frame_rungs, limit, "config.model.visual_length")
         rungs = {"l": text} if variant == "text" else {"l": text, "t": data.frame_rungs}
         return cls(variant, data.text_len, rungs, limit, data.resident)
 
@@ -122,6 +125,15 @@ class Batching:
     def in_order(self, examples: CommentExamples, batch_size: int) -> grain.MapDataset:
         """Every example once, for evaluation; a short list gets a batch of its own size."""
         return batches(self.plan(examples, batch_size, shuffle=False), examples)
+
+
+def _check_last(name: str, rungs: Sequence[int], limit: int, source: str) -> None:
+    """The longest batch is as long as the model allows."""
+    if not rungs or rungs[-1] != limit:
+        raise UserError(
+            f"config.data.{name} is {tuple(rungs)}, but {source} is {limit}; the last rung must be "
+            f"{limit}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

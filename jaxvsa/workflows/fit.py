@@ -66,6 +66,7 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
         UserError: anything wrong with configuration, data or weights.
     """
     plain = to_plain(config)
+    _check_outline(plain)
     options = build(TrainOptions, plain["train"], "config.train")
     mesh_options = build(meshes.MeshOptions, plain["mesh"], "config.mesh")
     optim = build(OptimOptions, plain["optim"], "config.optim")
@@ -82,6 +83,7 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
             "across examples, so that parts of a batch give another result; set it to 1"
         )
     mesh = meshes.make_mesh(mesh_options, devices)
+    meshes.check_batch(options.batch_size // options.accumulate, mesh)
     plan = data.batching.plan(
         examples := data.examples("train"), options.batch_size, seed=plain["seed"]
     )
@@ -108,6 +110,21 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
     )
 
 
+def _check_outline(config: Mapping[str, Any]) -> None:
+    """Every section and key at the top is there, and the seed is one of JAX and of NumPy."""
+    outline: dict[str, type] = dict.fromkeys(
+        ("data", "weights", "model", "loss", "optim", "train", "mesh"), dict
+    )
+    outline |= {"system": str, "seed": int, "init_from": str}
+    for key, kind in outline.items():
+        if not isinstance(config.get(key), kind):
+            found = "missing" if key not in config else f"{config[key]!r}"
+            what = "a section" if kind is dict else f"of type {kind.__name__}"
+            raise UserError(f"config.{key} is {found}; it must be {what}, as in configs/vccsa.py")
+    if not 0 <= config["seed"] < 1 << 32:
+        raise UserError(f"config.seed is {config['seed']}; it must be from 0 to {(1 << 32) - 1}")
+
+
 def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes at the full lengths, so that what does not fit is found before the first step."""
     sizes = {axis: ladder[-1] for axis, ladder in data.batching.rungs.items()}
@@ -123,7 +140,10 @@ def first_state(setup: Setup, shardings: State) -> State:
     params = jax.jit(system.init)(init_rng, zeros)
     source = data.config["init_from"]
     if source:
-        params = _adopt(params, read_trained(source).params, source)
+        try:
+            params = _adopt(params, read_trained(source).params, source)
+        except UserError as error:
+            raise UserError(f"config.init_from: {error}") from error
     elif data.text_params is not None:
         params["text"] = _adopt(params["text"], data.text_params, data.config["weights"]["text"])
     return jax.device_put(start(system, setup.tx, params, run_rng), shardings)
@@ -237,6 +257,10 @@ def train(
         meta = {**held, "memory": dataclasses.asdict(memory), "stream": stream.get_state()}
         checkpoints.save(int(state.step), saved(state), meta, value)
 
+    def newest() -> int | None:
+        checkpoints.wait()  # one that is being written counts as soon as it is complete
+        return checkpoints.newest()
+
     log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
     log.cut_after(int(state.step))
     with Progress(setup.num_steps, int(state.step), True, console) as progress:
@@ -244,7 +268,7 @@ def train(
             setup.options,
             setup.num_steps,
             setup.eval_every,
-            Hooks(step, dev_metrics(setup, tables), save, setup.rate, checkpoints.newest),
+            Hooks(step, dev_metrics(setup, tables), save, setup.rate, newest),
             log,
             progress,
             memory,
@@ -302,8 +326,18 @@ def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of results.json."""
-    return [Row(**row) for row in read_json(path, "results")]
+    """The rows of results.json.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    try:
+        rows = [Row(**row) for row in read_json(path, "results")]
+    except (TypeError, UserError):
+        rows = []
+    if not rows:
+        raise UserError(f"{path} is damaged; delete it and run the same command to make it again")
+    return rows
 
 
 def show(rows: list[Row], setup: Setup, console: Console) -> None:

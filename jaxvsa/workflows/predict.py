@@ -142,6 +142,8 @@ def predict_file(
         UserError: see `load`, `Model.predict` and `data.sources.table.read_records`; then `out` is
             as it was.
     """
+    if Path(out).resolve() == Path(source).resolve():
+        raise UserError(f"--out {out} is the input itself; choose another file")
     records = list(read_records(source, allow_empty=True))
     rows = load(run, step).predict_records(records, features, suffix)
     write_predictions(out, rows)

@@ -214,5 +214,7 @@ def _oddities(report: dict[str, Any], manifest: dict[str, Any] | None) -> list[t
             "videos without a feature file",
             f"{report['missing']:,}{some}; {report['missing_comments']:,} comments dropped",
         ),
-        (f"videos cut at {report['limit']} rows (truncated)", f"{report['truncated']:,}"),
+        (f"videos cut at {report['limit']} rows (truncated)", f"{report['truncated']:,}")
+        if report["limit"]
+        else ("rows of a video that are kept (--limit)", "all"),
     ]

@@ -81,16 +81,25 @@ class RunFolder:
                 if not line.startswith(_FREE)
             ]
             if changes:
+                saved = self.checkpoints().steps()
                 raise UserError(
                     f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
                     "choose another --run, or repeat the command it was started with"
+                    f"{'' if saved else '; nothing was saved there yet: it may be deleted'}"
                 )
             before = read_json(self.path / "data.json", "description of the data")
+            if not isinstance(before, dict) or not {"digest", "features"} <= before.keys():
+                raise UserError(
+                    f"{self.path / 'data.json'} does not describe the data of the run; restore it, "
+                    "or choose another --run"
+                )
             if before["digest"] != data["digest"] or before["features"] != data["features"]:
                 raise UserError(
                     f"{data['root']} holds other data than {self.path} was started with; "
                     "prepare it again as it was, or choose another --run"
                 )
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, not a folder; choose another --run")
         elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
             raise UserError(f"{self.path} is not empty and not a run; choose another --run")
         if jax.process_index() == 0:
@@ -109,9 +118,9 @@ class RunFolder:
         """
         path = self.path / "config.json"
         if not path.exists():
-            raise UserError(f"{self.path} is not a run: it has no config.json; check --run")
+            raise UserError(f"{self.path} is not a run: it has no config.json; check the path")
         record = read_json(path, "run configuration")
-        if not isinstance(record, dict) or "config" not in record:
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise UserError(f"{path} is not a run configuration; restore it or start a new --run")
         if record.get("format") != FORMAT:
             raise UserError(

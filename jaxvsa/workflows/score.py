@@ -171,7 +171,10 @@ def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Ro
 
 def write_scored(folder: Path, scored: Scored, split: str, label_names: LabelNames) -> None:
     """Predictions and confusion matrices of one split, as files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
     write_predictions(folder / f"{split}.jsonl", scored.rows)
     for task, names in label_names.items():
         stem = folder / f"{split}-{task}-confusion"

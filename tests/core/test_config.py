@@ -134,6 +134,7 @@ def test_override_that_does_not_fit_is_one_line(file, override, message):
     [
         ("def get_config(:\n", r"small\.py line 1: "),
         ("import no_such_module\n", r"small\.py line 1: ModuleNotFoundError: .*no_such_module"),
+        ("\0", r"small\.py: source code .*null bytes"),
         ("x = 1\n", r"small\.py has no function get_config"),
         ("\ndef get_config():\n    return 1 / 0\n", r"small\.py line 3: ZeroDivisionError"),
         ("def get_config():\n    return {}\n", "must return a ConfigDict, not dict"),

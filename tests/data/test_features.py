@@ -99,6 +99,11 @@ def test_missing_files_can_be_dropped(folder):
         table.rows(["a", "x"])
 
 
+def test_a_video_whose_name_no_file_can_have_is_missing(folder):
+    with pytest.raises(UserError, match=r"1 of 2 feature files are missing, first: vvv"):
+        read_npy_folder(folder, ["a", "v" * 300])
+
+
 def test_a_folder_without_any_of_the_files_is_refused_even_when_dropping(folder):
     with pytest.raises(UserError, match=r"2 of 2 feature files .*_r21d.npy; .*check --suffix"):
         read_npy_folder(folder, ["a", "b"], suffix="_r21d.npy", missing="drop")
@@ -127,7 +132,8 @@ def test_files_that_are_no_arrays_are_named(folder):
     (folder / "text.npy").write_text("no array")
     (folder / "cut.npy").write_bytes((folder / "c.npy").read_bytes()[:-8])
     (folder / "void.npy").write_bytes(b"")
-    for video in ("text", "cut", "void"):
+    (folder / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    for video in ("text", "cut", "void", "zip"):
         with pytest.raises(UserError, match=f"{video}.npy: not a plain numeric .npy file"):
             read_npy_folder(folder, [video])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -224,6 +225,23 @@ def test_sound_records_of_another_data_set_are_refused(written, tmp_path):
         Prepared.open(written).features()
 
 
+@pytest.mark.parametrize("entry", ["labels", "files", "extra", "digest"])
+def test_a_description_without_an_entry_is_refused(written, entry):
+    info = json.loads((written / "data.json").read_text())
+    info.pop(entry)
+    (written / "data.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=rf"data.json: no entry '{entry}'; prepare again"):
+        Prepared.open(written)
+
+
+def test_fewer_classes_than_the_records_have_are_refused(written):
+    info = json.loads((written / "data.json").read_text())
+    info["labels"]["mood"] = ["up", "down"]
+    (written / "data.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"is not what data.json describes .more classes of mood"):
+        Prepared.open(written).comments("official", "train")
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -234,6 +252,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         corpora = {"official": make_corpus()}
         write_prepared(tmp_path / "data", corpora, features, features.describe("i3d"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_leaves_no_folder_for_temporary_files(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    write_prepared(tmp_path / "data", {"official": make_corpus()})
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_an_existing_folder_is_not_touched(tmp_path):

@@ -97,6 +97,18 @@ def test_run_reads_a_batch_only_after_the_next_was_dispatched(monkeypatch):
     assert events == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
 
 
+def test_an_output_may_have_the_name_of_a_batch_field():
+    system = _system([])
+    task = Task(
+        outputs=lambda params, batch: {"valid_b": batch["row_b"]}, measure=lambda found, batch: {}
+    )
+    mesh = make_mesh(MeshOptions(data=1, fsdp=1, tensor=1, step="jit"))
+    tables = {"logits": jnp.zeros((10, 3))}
+    batches = _batches(10, 4, np.zeros(10, np.int32))
+    found, _ = evaluator.run(system, task, {}, tables, batches, mesh)
+    np.testing.assert_array_equal(found["valid_b"], np.arange(10))
+
+
 def test_run_refuses_an_empty_split():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         _run(num=0, size=4)

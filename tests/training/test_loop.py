@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ def test_running_out_of_memory_names_batch_and_accumulation(tmp_path: Path) -> N
         ({"select_on": "", "patience": 2}, "needs config.train.select_on"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"steps": 0}, "set steps or epochs"),
+        ({"steps": 0, "epochs": math.nan}, "set steps or epochs"),
+        ({"steps": 0, "epochs": math.inf}, "set steps or epochs"),
+        ({"steps": -3, "epochs": 1.0}, "steps is -3; 0 is the least"),
+        ({"patience": -1}, "patience is -1; 0 is the least"),
+        ({"eval_every": -1}, "eval_every is -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(changed: dict[str, Any], match: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -109,3 +110,19 @@ def test_clipping_bounds_the_global_norm() -> None:
 def test_part_rates_must_name_every_part(rates: dict[str, float], match: str) -> None:
     with pytest.raises(UserError, match=match):
         make_optimizer(options(part_lr=rates), 5, PARTS, tree())
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"lr": -1.0}, r"config\.optim\.lr is -1\.0; it must be at least 0"),
+        ({"lr": math.nan}, r"config\.optim\.lr is nan"),
+        ({"beta1": 1.5}, r"beta1 is 1\.5; it must be from 0 to 1"),
+        ({"warmup": 2.0}, r"warmup is 2\.0; it must be from 0 to 1"),
+        ({"clip_norm": -1.0}, r"clip_norm is -1\.0"),
+        ({"part_lr": {"text": -1.0, "rest": 1.0}}, r"config\.optim\.part_lr\.text is -1\.0"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(changed: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        options(**changed)

@@ -124,6 +124,12 @@ def test_door_prints_the_table(run, tmp_path, capsys):
     assert (tmp_path / "out" / "dev.jsonl").exists()
 
 
+def test_door_needs_a_folder_for_its_files(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write .*file: .*; choose another --out"):
+        door.main([f"--run={run}", f"--out={tmp_path / 'file'}"])
+
+
 def test_demo_runs_are_measured_on_their_own_synthetic_corpus(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data" / "prepared")
     config = {"data": {"root": "demo"}, "seed": 0}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxvsa.core import mesh as meshes
@@ -316,8 +317,19 @@ def test_run_starts_from_the_parameters_of_another(root: Path, whole: Path, tmp_
         ("--config.weights.text=nowhere", "nowhere/config.json: not found"),
         ("--config.weights.freeze_text=True", "needs config.weights.text"),
         ("--config.model.consensus.num_heads=3", "3 heads do not divide width 8"),
-        ("--config.data.text_rungs=(12,20)", "the last one must be the limit of the axis, 24"),
+        (
+            "--config.data.text_rungs=(12,20)",
+            "config.data.text_len is 24; the last rung must be 24",
+        ),
+        ("--config.data.frame_rungs=()", "config.model.visual_length is 12; the last rung"),
+        ("--config.model.num_scales=0", r"config\.model\.num_scales is 0; 1 is the least"),
+        ("--config.model.consensus.num_heads=0", r"consensus\.num_heads is 0; 1 is the least"),
+        ("--config.model.text.width=0", r"config\.model\.text\.width is 0; 1 is the least"),
+        ("--config.model.dropout=1.5", r"model\.dropout is 1\.5; it must be .* below 1"),
+        ("--config.seed=-1", r"config\.seed is -1; it must be from 0 to 4294967295"),
+        ("--config.seed=4294967296", r"config\.seed is 4294967296; it must be"),
         ("--config.model.text.max_positions=20", "lower data.text_len"),
+        ("--config.mesh.data=3", "batch size 8 cannot be split over 3 devices"),
         ("--config.mesh.data=64", r"does not fit 4 device"),
         ("--config.train.select_on=test/opinion/micro_f1", "selection may only see dev"),
     ],
@@ -328,6 +340,19 @@ def test_bad_settings_are_one_line(root: Path, tmp_path: Path, more: str, match:
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bad" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("section", "value"), [("train", None), ("data", 1), ("seed", "x")])
+def test_a_file_of_ones_own_must_have_every_section(
+    root: Path, tmp_path: Path, section: str, value: Any
+) -> None:
+    config = load_config(TINY, flags(root)).to_dict()
+    config.pop(section)
+    if value is not None:
+        config[section] = value
+    with pytest.raises(UserError, match=rf"config\.{section} is .*; it must be .*, as in configs"):
+        fitting.fit(ConfigDict(config), tmp_path / "bad", Console(quiet=True))
+    assert not (tmp_path / "bad").exists()
 
 
 def test_frozen_text_encoder_does_not_move_and_is_not_stored(

@@ -212,6 +212,14 @@ def test_door_takes_an_empty_file_and_keeps_the_old_output_on_an_error(
     assert out.read_text() == "old"
 
 
+def test_door_does_not_write_over_its_input(trained_run, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"comment": "a", "video": "v1.mp4"}\n')
+    with pytest.raises(UserError, match=r"is the input itself; choose another file"):
+        door.main([f"--run={trained_run}", f"--input={source}", f"--out={source}"])
+    assert source.read_text().startswith('{"comment"')
+
+
 def test_door_refuses_steps_and_folders_that_are_not_there(trained_run, corpus, tmp_path):
     arguments = [f"--input={corpus / 'rows.jsonl'}", f"--out={tmp_path / 'out.jsonl'}"]
     for step in ("3", "last"):

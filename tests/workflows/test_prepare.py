@@ -207,6 +207,14 @@ def test_door_refuses_a_limit_that_is_no_number_of_rows(value, capsys):
     assert "expected a positive number of rows, or none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["-1", "1.5"])
+def test_door_refuses_a_seed_that_numpy_does_not_take(value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("csmv", "--root", "r", "--features", "none", "--out", "o", f"--seed={value}")
+    assert stopped.value.code == 2
+    assert "--seed: expected a whole number of at least 0" in capsys.readouterr().err
+
+
 @pytest.mark.real_data
 def test_csmv_prepares_with_the_counts_of_its_readme(csmv_path, tmp_path, capsys):
     run("csmv", "--root", csmv_path, "--features", "none", "--out", tmp_path / "o")

@@ -228,5 +228,5 @@ def _parse(raw: bytes, path: Path) -> Any:
         return json.loads(raw, object_pairs_hook=unique)
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download it again") from error

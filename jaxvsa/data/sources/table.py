@@ -113,7 +113,7 @@ def _read_jsonl(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file.name} line {number}: not valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{file.name} line {number}: expected one JSON object per line")

@@ -56,6 +56,7 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
     Raises:
         UserError: an unknown, missing or mistyped key; video asked of data without features.
     """
+    check_sizes(config["model"], "config.model")
     classes = {task: len(names) for task, names in facts.label_names.items()}
     model = build_model(config["model"], classes, facts.vocab_size, facts.pad_id)
     options = build_options(LossOptions, config["loss"], "config.loss")
@@ -99,6 +100,22 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
         parts=PARTS,
         partition=PARTITION_OF[model.variant],
     )
+
+
+def check_sizes(section: Mapping[str, Any], path: str) -> None:
+    """Refuses sizes below 1 and dropout that keeps nothing, at any depth.
+
+    Raises:
+        UserError: the key is named.
+    """
+    for key, value in section.items():
+        name = f"{path}.{key}"
+        if isinstance(value, Mapping):
+            check_sizes(value, name)
+        elif key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
+        elif type(value) is int and value < 1 and not key.endswith("dropout"):
+            raise UserError(f"{name} is {value}; 1 is the least")
 
 
 def _inputs(model: VCCSA, batch: Batch) -> dict[str, Any]:

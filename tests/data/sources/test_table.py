@@ -160,6 +160,7 @@ def test_a_task_with_one_class_and_data_without_train_are_refused(tmp_path):
     ("name", "text", "message"),
     [
         ("rows.jsonl", '{"comment": "a"}\n{"comment', "rows.jsonl line 2: not valid JSON"),
+        pytest.param("rows.jsonl", "[" * 100_000, "line 1: not valid JSON", id="deep"),
         ("rows.jsonl", "[1]\n", "rows.jsonl line 1: expected one JSON object per line"),
         ("rows.jsonl", "\n\n", "rows.jsonl: holds no records"),
         ("rows.csv", "comment,video\na,b,c\n", "rows.csv line 2: expected 2 fields, as in line 1"),

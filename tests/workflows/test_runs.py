@@ -1,0 +1,44 @@
+"""The run directory: what is not one, or was edited, is refused by file."""
+
+import shutil
+
+import pytest
+from rich.console import Console
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.workflows.fit import fit
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("results.json", "[]", r"results\.json is damaged; delete it and run the same command"),
+        ("results.json", "{", r"results\.json is damaged; delete it and run the same command"),
+        ("data.json", "{}", r"data\.json does not describe the data of the run; restore it"),
+        ("config.json", '{"format": 1, "config": 3}', r"config\.json is not a run configuration"),
+    ],
+)
+def test_edited_files_of_a_run_are_named(tiny, trained_run, tmp_path, name, content, match):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(UserError, match=match):
+        fit(tiny(), run, Console(quiet=True))
+
+
+def test_run_must_not_be_a_file(tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"file is a file, not a folder; choose another --run"):
+        fit(tiny(), tmp_path / "file", Console(quiet=True))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_start_that_failed_may_be_deleted_for_another_configuration(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"config\.init_from: nowhere is not a run"):
+        fit(tiny("init_from=nowhere"), tmp_path / "run", Console(quiet=True))
+    with pytest.raises(UserError, match=r"nothing was saved there yet: it may be deleted"):
+        fit(tiny(), tmp_path / "run", Console(quiet=True))
+
+
+def test_stop_names_the_checkpoint_that_was_just_being_written(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"update 3 is not finite, .*; step 2 is saved"):
+        fit(tiny("optim.lr=1e30"), tmp_path / "run", Console(quiet=True))
