@@ -27,7 +27,7 @@ def paper() -> ConfigDict:
                 "protocol": "official",  # or by_video: no video in two splits
                 "text_len": 512,  # code
                 "text_pad": "rung",  # "max": always text_len, the published dropout statistics
-                "text_rungs": (16, 24, 32, 40, 48, 64, 96, 128, 256, 512),
+                "text_rungs": (16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 256, 512),
                 "frame_rungs": (45, 90, 135, 180),
                 "resident": True,  # features on the device; False gathers them on the host
                 "vocab_size": 8192,  # of the byte-level BPE, where weights.text is empty

@@ -43,6 +43,7 @@ def bootstrap(
 
     Each resample draws as many clusters as there are, with replacement, and is measured like the
     examples themselves. So a class that a resample lacks altogether does not enter its macro-F1.
+    With a single cluster errors and intervals are unknown: nan.
 
     Args:
         label_b: true class of each example, int; -1 = unlabelled, left out with its cluster.
@@ -76,6 +77,8 @@ def bootstrap(
     shape = (num_classes, num_classes)
     sample = measures(np.bincount(pair_b, minlength=size).reshape(shape))
     resampled = measures(counts.reshape(num_resamples, *shape))
+    if len(names) == 1:  # nothing to resample: the error is unknown, not zero
+        resampled = {name: np.full(value.shape, np.nan) for name, value in resampled.items()}
     return {
         name: _interval(value, resampled[name])
         for name, value in sample.items()

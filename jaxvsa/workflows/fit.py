@@ -211,7 +211,8 @@ def fit(
         UserError: everything that the user can mend.
     """
     setup = prepare_run(config, Path(run_path), devices)
-    existed = setup.folder.begin(setup.data.config, data_record(setup.data))
+    identity = setup.data.config, data_record(setup.data)
+    existed = setup.folder.check(*identity)
     checkpoints = setup.folder.checkpoints()
     if existed and setup.folder.results.exists():
         console.print(f"{run_path} is complete; its results:", markup=False)
@@ -222,11 +223,13 @@ def fit(
     shardings = meshes.shardings(
         setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
     )
-    state, memory, stream_state = resume(setup, checkpoints, shardings)
-    if int(state.step):
-        console.print(f"resuming {run_path} at step {int(state.step)} of {setup.num_steps}")
+    log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
+    started = resume(setup, checkpoints, shardings)
+    setup.folder.begin(*identity)  # only now is nothing left that could refuse the run
+    if step := int(started[0].step):
+        console.print(f"resuming {run_path} at step {step} of {setup.num_steps}", markup=False)
     try:
-        state = train(setup, checkpoints, shardings, state, memory, stream_state, console)
+        train(setup, checkpoints, shardings, *started, log, console)
     finally:
         checkpoints.close()
     rows = report(setup, checkpoints)
@@ -241,6 +244,7 @@ def train(
     state: State,
     memory: Memory,
     stream_state: Any,
+    log: MetricsLog,
     console: Console,
 ) -> State:
     """Runs the loop with this run's files and functions."""
@@ -261,7 +265,6 @@ def train(
         checkpoints.wait()  # one that is being written counts as soon as it is complete
         return checkpoints.newest()
 
-    log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
     log.cut_after(int(state.step))
     with Progress(setup.num_steps, int(state.step), True, console) as progress:
         loop = Loop(

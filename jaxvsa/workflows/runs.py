@@ -63,45 +63,25 @@ class RunFolder:
         """The newest and the best checkpoint of the run."""
         return Checkpoints(self.path / "checkpoints")
 
-    def begin(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
-        """Writes the first files, or checks that this is the run they speak of.
-
-        Returns:
-            whether the run existed before.
+    def check(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
+        """Whether the run exists; if it does, it must be the one that is asked for.
 
         Raises:
-            UserError: the folder holds something else, a run of a newer format, or a run of
-                another configuration (the differences are named).
+            UserError: the folder holds something else, a run of a newer format, of another
+                configuration (the differences are named) or of other data.
         """
-        existed = (self.path / "config.json").exists()
-        if existed:
-            changes = [
-                line
-                for line in differences(self.read_config(), config)
-                if not line.startswith(_FREE)
-            ]
-            if changes:
-                saved = self.checkpoints().steps()
-                raise UserError(
-                    f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
-                    "choose another --run, or repeat the command it was started with"
-                    f"{'' if saved else '; nothing was saved there yet: it may be deleted'}"
-                )
-            before = read_json(self.path / "data.json", "description of the data")
-            if not isinstance(before, dict) or not {"digest", "features"} <= before.keys():
-                raise UserError(
-                    f"{self.path / 'data.json'} does not describe the data of the run; restore it, "
-                    "or choose another --run"
-                )
-            if before["digest"] != data["digest"] or before["features"] != data["features"]:
-                raise UserError(
-                    f"{data['root']} holds other data than {self.path} was started with; "
-                    "prepare it again as it was, or choose another --run"
-                )
-        elif self.path.exists() and not self.path.is_dir():
+        if (self.path / "config.json").exists():
+            self._check_same(config, data)
+            return True
+        if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a folder; choose another --run")
-        elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
+        if self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
             raise UserError(f"{self.path} is not empty and not a run; choose another --run")
+        return False
+
+    def begin(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
+        """Checks as `check`, writes the first files, config.json last; returns what it returns."""
+        existed = self.check(config, data)
         if jax.process_index() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             starts = read_json(self.path / "env.json", "environment") if existed else []
@@ -109,6 +89,27 @@ class RunFolder:
             write_json(self.path / "data.json", data)
             write_json(self.path / "config.json", {"format": FORMAT, "config": config})
         return existed
+
+    def _check_same(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+        changes = [
+            line for line in differences(self.read_config(), config) if not line.startswith(_FREE)
+        ]
+        if changes:
+            raise UserError(
+                f"{self.path} is a run of another configuration ({'; '.join(changes)}); "
+                "choose another --run, or repeat the command it was started with"
+            )
+        before = read_json(self.path / "data.json", "description of the data")
+        if not isinstance(before, dict) or not {"digest", "features"} <= before.keys():
+            raise UserError(
+                f"{self.path / 'data.json'} does not describe the data of the run; restore it, "
+                "or choose another --run"
+            )
+        if before["digest"] != data["digest"] or before["features"] != data["features"]:
+            raise UserError(
+                f"{data['root']} holds other data than {self.path} was started with; "
+                "prepare it again as it was, or choose another --run"
+            )
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration of the run.

@@ -119,7 +119,8 @@ def score(
         label_b, predicted_b = comments.labels[task], np.argmax(probs[task], axis=-1)
         found = bootstrap(label_b, predicted_b, comments.video, len(names))
         wide = {name: interval.error for name, interval in found.items()}
-        errors |= flat_values(wide, f"{split}/{task}", names)
+        flat = flat_values(wide, f"{split}/{task}", names)
+        errors |= {name: error for name, error in flat.items() if np.isfinite(error)}
     host = {task: Confusion(np.asarray(state.counts_cc)) for task, state in states.items()}
     return Scored(values, errors, host, prediction_rows(comments, probs, label_names))
 

@@ -91,3 +91,9 @@ def test_bootstrap_errors_carry_the_names_of_the_metrics():
     errors = flat_values({name: it.error for name, it in intervals.items()}, "dev/mood", "ab")
     assert errors["dev/mood/f1/b"] == intervals["f1_c"].error[1]
     assert errors["dev/mood/accuracy"] == intervals["accuracy"].error > 0
+
+
+def test_error_over_one_video_is_unknown_not_zero():
+    found = bootstrap(np.array([0, 1, 1]), np.array([0, 1, 0]), ["v"] * 3, 2)
+    assert found["accuracy"].value == 2 / 3
+    assert np.isnan(found["accuracy"].error)

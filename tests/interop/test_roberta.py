@@ -163,6 +163,11 @@ def test_folder_refuses_other_models(tmp_path: Path, config: dict, message: str)
         read_encoder(write_folder(tmp_path, make_state(), **config))
 
 
+def test_folder_refuses_a_model_without_heads(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="width 6 is not a multiple of num_heads 0"):
+        read_encoder(write_folder(tmp_path, make_state(), num_attention_heads=0))
+
+
 def test_folder_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent/config\.json: not found"):
         read_encoder(tmp_path / "absent")

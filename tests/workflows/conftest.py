@@ -12,6 +12,8 @@ from rich.console import Console
 
 from jaxvsa.core.config import load_config
 from jaxvsa.core.files import write_json
+from jaxvsa.data.sources.csmv import read_release
+from jaxvsa.data.sources.demo import FEATURES, write_demo
 from jaxvsa.data.sources.table import read_table
 from jaxvsa.interop.roberta import to_names
 from jaxvsa.interop.tensors import save_safetensors
@@ -105,3 +107,13 @@ def weights(trained_run, tmp_path_factory) -> Path:
     values = jax.tree.map(np.zeros_like, trained.params["text"])
     save_safetensors(folder / "model.safetensors", to_names(values))
     return folder
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared synthetic corpus of 30 videos, its release beside it."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_demo(folder / "release", seed=1, num_videos=30)
+    source = FeatureSource(folder / "release" / FEATURES, "demo")
+    prepare(read_release(folder / "release"), folder / "prepared", source)
+    return folder / "prepared"

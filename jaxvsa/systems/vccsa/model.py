@@ -123,10 +123,11 @@ class VCCSA(nn.Module):
             ValueError: shapes disagree, or t is beyond `visual_length`.
         """
         text_blu, keep_bl, grounded_sbd = None, None, None
-        if self.text is not None and ids_bl is not None and length_b is not None:
+        text = None if self.variant == "video" else self.text
+        if text is not None and ids_bl is not None and length_b is not None:
             dims = bind_dims(ids_bl=ids_bl, length_b=length_b)
             keep_bl = jnp.arange(dims["l"])[None] < length_b[:, None]
-            text_blu = self.text(ids_bl, keep_bl, deterministic)
+            text_blu = text(ids_bl, keep_bl, deterministic)
             self.sow("intermediates", "text_token_features", text_blu)
         if self.variant != "text" and video_btf is not None and count_b is not None:
             bind_dims(video_btf=video_btf, count_b=count_b)
