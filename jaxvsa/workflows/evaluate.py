@@ -15,7 +15,7 @@ from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import DEMO, Batching
 from jaxvsa.workflows.demo import ensure_demo
-from jaxvsa.workflows.predict import all_devices, batch_size, on_every_device
+from jaxvsa.workflows.predict import all_devices, on_every_device
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
 
@@ -111,7 +111,7 @@ def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> s
     features = None if trained.manifest is None else prepared.features()
     row_b = None if features is None else features.rows(comments.video)
     examples = batching.examples(comments, trained.codec, row_b, features)
-    size = batch_size(len(comments), trained.config["train"]["eval_batch_size"], mesh)
+    size = scoring.batch_size(len(comments), trained.config["train"]["eval_batch_size"], mesh)
     return scoring.score(
         trained.system,
         on_every_device(trained.params, mesh),

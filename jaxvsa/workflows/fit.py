@@ -289,8 +289,9 @@ def dev_metrics(
     data, system, mesh = setup.data, setup.system, setup.mesh
     if "dev" not in data.splits:
         return lambda state: {}
-    size = scoring.batch_size(setup.options.eval_batch_size, mesh)
-    dev = data.batching.in_order(data.examples("dev"), size)
+    examples = data.examples("dev")
+    size = scoring.batch_size(len(examples), setup.options.eval_batch_size, mesh)
+    dev = data.batching.in_order(examples, size)
     task, names = system.tasks[scoring.TASK], data.facts.label_names
 
     def evaluate(state: State) -> dict[str, float]:
@@ -314,7 +315,7 @@ def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
     splits = [split for split in ("dev", "test") if split in data.splits]
     for split in splits:
         comments = data.comments(split)
-        size = scoring.batch_size(setup.options.eval_batch_size, mesh)
+        size = scoring.batch_size(len(comments), setup.options.eval_batch_size, mesh)
         ordered = data.batching.in_order(data.examples(split), size)
         scored = scoring.score(
             system, params, tables, ordered, comments, data.facts.label_names, mesh, split

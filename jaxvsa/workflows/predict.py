@@ -22,7 +22,7 @@ from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
 from jaxvsa.systems.base import Params
 from jaxvsa.workflows.assemble import Batching
 from jaxvsa.workflows.runs import Trained, read_trained
-from jaxvsa.workflows.score import TASK, LabelNames
+from jaxvsa.workflows.score import TASK, LabelNames, batch_size
 
 
 class Model:
@@ -205,12 +205,3 @@ def all_devices() -> Mesh:
 def on_every_device(params: Params, mesh: Mesh) -> Params:
     """The parameters, whole on each device."""
     return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-
-
-def batch_size(num_rows: int, limit: int, mesh: Mesh) -> int:
-    """Rows of a batch for `num_rows` >= 1: about `limit` at most, divisible by the devices.
-
-    Few rows get a power of two, so that calls with different numbers share compiled programs.
-    """
-    size = min(limit, 1 << (num_rows - 1).bit_length())
-    return -(-size // mesh.size) * mesh.size

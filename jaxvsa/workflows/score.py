@@ -78,10 +78,14 @@ def check_features(trained: Manifest | None, given: Manifest | None) -> None:
             )
 
 
-def batch_size(wanted: int, mesh: Mesh) -> int:
-    """The next size that the devices divide; evaluation does not depend on it."""
+def batch_size(num_rows: int, limit: int, mesh: Mesh) -> int:
+    """Rows of a batch for `num_rows` >= 1: about `limit` at most, divisible by the devices.
+
+    Few rows get a power of two, so that calls with different numbers share compiled programs.
+    """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-wanted // shards) * shards
+    size = min(limit, 1 << (num_rows - 1).bit_length())
+    return -(-size // shards) * shards
 
 
 def sum_of_micro_f1(values: Mapping[str, float], split: str, tasks: Iterable[str]) -> float:

@@ -15,7 +15,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.systems.base import abstract_batch, expand
 from jaxvsa.systems.vccsa.system import build
-from jaxvsa.workflows import predict
+from jaxvsa.workflows import predict, score
 from jaxvsa.workflows.assemble import assemble
 from jaxvsa.workflows.runs import Trained, read_trained
 
@@ -168,10 +168,10 @@ def test_features_must_be_those_of_training(model, tmp_path):
 def test_batches_are_few_sizes_and_fit_the_devices():
     mesh = predict.all_devices()
     assert mesh.size == 4  # conftest.py
-    assert [predict.batch_size(n, 16, mesh) for n in (1, 4, 5, 9, 16, 17, 1000)] == [
+    assert [score.batch_size(n, 16, mesh) for n in (1, 4, 5, 9, 16, 17, 1000)] == [
         4, 4, 8, 16, 16, 16, 16
     ]  # fmt: skip
-    assert predict.batch_size(1000, 10, mesh) == 12
+    assert score.batch_size(1000, 10, mesh) == 12
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
