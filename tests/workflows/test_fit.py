@@ -36,6 +36,8 @@ TINY = "configs/vccsa.py:tiny"
 def flags(root: Path, *more: str) -> list[str]:
     return [
         f"--config.data.root={root}",
+        "--config.data.text_rungs=(24,)",  # one shape, one compilation
+        "--config.data.frame_rungs=(12,)",
         "--config.train.eval_every=4",
         "--config.train.save_every=2",
         *more,
