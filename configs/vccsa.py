@@ -22,14 +22,14 @@ def paper() -> ConfigDict:
             "system": "vccsa",
             "seed": 3407,  # code
             "init_from": "",  # a run whose best parameters start this one
+            "profile": "",  # FIRST:LAST, as 10:20, traces these updates into RUN/profile
             "data": {
                 "root": "",  # a folder written by `python -m jaxvsa.prepare`; "demo" = synthetic
                 "protocol": "official",  # or by_video: no video in two splits
                 "text_len": 512,  # code
-                "text_pad": "rung",  # "max": always text_len, the published dropout statistics
-                "text_rungs": (16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 256, 512),
-                "frame_rungs": (45, 90, 135, 180),
-                "resident": True,  # features on the device; False gathers them on the host
+                "text_pad": "one",  # "max": all 512 of them, the published dropout statistics
+                "shapes": 8,  # most padded shapes of the batches, each one compilation
+                "resident": "auto",  # features on the device if they fit; "no": on the host
                 "vocab_size": 8192,  # of the byte-level BPE, where weights.text is empty
             },
             "weights": {
@@ -130,8 +130,7 @@ def demo() -> ConfigDict:
         data={
             "root": "demo",
             "text_len": 48,
-            "text_rungs": (16, 24, 32, 48),
-            "frame_rungs": (12, 24),
+            "shapes": 4,
             "vocab_size": 512,
         },
         model={
@@ -162,7 +161,7 @@ def tiny() -> ConfigDict:
     """Tests only: every part, at the smallest size that can be wrong in every axis."""
     return changed(
         demo,
-        data={"text_len": 24, "text_rungs": (12, 24), "frame_rungs": (6, 12), "vocab_size": 320},
+        data={"text_len": 24, "shapes": 2, "vocab_size": 320},
         model={
             "visual_length": 12,
             "visual_width": 12,
@@ -205,7 +204,6 @@ VARIANTS: dict[str, Callable[[], ConfigDict]] = {
     "videomaev2": functools.partial(  # 12 rows a second (code)
         changed,
         paper,
-        data={"frame_rungs": (180, 360, 540, 720)},
         model={"visual_length": 720},
     ),
     "text": functools.partial(changed, paper, model={"variant": "text"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxvsa.core import distributed
 from jaxvsa.core.cli import door_parser, run_door
 from jaxvsa.data.corpus import SPLITS
 
@@ -21,13 +22,16 @@ def main(argv: Sequence[str]) -> None:
     add("--step", default="best", metavar="best|newest|N", help="which checkpoint (best)")
     add("--protocol", help="another split protocol than the run's own: official or by_video")
     add("--out", type=Path, metavar="DIR", help="where predictions go (below RUN/predictions)")
-    args = parser.parse_args(argv)
+    distributed.add_process_flags(parser)
+    args = vars(parser.parse_args(argv))
+    processes = [args.pop(name) for name in ("coordinator", "num_processes", "process_id")]
+    distributed.join(*processes)
     # Imported here, so that --help does not wait for JAX.
     from rich.console import Console
 
     from jaxvsa.workflows.evaluate import evaluate
 
-    evaluate(**vars(args), console=Console(highlight=False))
+    evaluate(**args, console=Console(highlight=False, quiet=not distributed.is_first()))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxvsa.core import distributed
 from jaxvsa.core.cli import door_parser, run_door
 
-EXAMPLE = (
-    "python -m jaxvsa.predict --run runs/paper-1 --input rows.jsonl --features I3D/ "
-    "--out predictions.jsonl"
-)
+NAME = "python -m jaxvsa.predict"
+EXAMPLE = f"{NAME} --run runs/paper-1 --input rows.jsonl --features I3D/ --out predictions.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     add("--suffix", default=".npy", help="end of the feature files' names (.npy)")
     add("--step", default="best", metavar="best|newest|N", help="which checkpoint (best)")
     args = parser.parse_args(argv)
+    distributed.refuse_several(NAME)
     # Imported here, so that --help does not wait for JAX.
     from jaxvsa.workflows.predict import predict_file
 

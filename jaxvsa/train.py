@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jaxvsa.core import distributed
 from jaxvsa.core.cli import door_parser, run_door, split_config_flags
 from jaxvsa.core.config import load_config
 from jaxvsa.core.errors import UserError
@@ -34,17 +35,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print sizes, FLOPs and time per epoch, then stop"
     )
+    distributed.add_process_flags(parser)
     args = parser.parse_args(rest)
     if spec is None:
         raise UserError(f"--config is missing; example: {EXAMPLE}")
     config = load_config(spec, overrides)
     name, _, variant = spec.partition(":")
     run = args.run or Path("runs") / f"{Path(name).stem}-{variant or 'demo'}"
+    distributed.join(args.coordinator, args.num_processes, args.process_id)
     # Imported here, so that --help and a misspelt key do not wait for JAX.
     from jaxvsa.workflows.dry_run import dry_run
     from jaxvsa.workflows.fit import fit
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not distributed.is_first())
     (dry_run if args.dry_run else fit)(config, run, console)
 
 

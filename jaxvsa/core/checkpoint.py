@@ -5,32 +5,49 @@ arrays, and `meta`, one JSON record: `format`, `step`, `score`, `user` (whatever
 to resume) and `digests`, a CRC-32 per array, with `crc`, that of the record itself. Nothing in it
 depends on devices: any mesh, one process or several, can read it.
 
-What can go wrong and what happens (Orbax 0.12.8 itself returns wrong values for a flipped byte):
+What can go wrong in a run, what happens, and the test that makes it happen. "Resumes" means: the
+same command goes on, and parameters, metrics and results end up as without the fault, bit for bit.
 
-    killed while saving                 temporary folder, does not count; removed by the next save
-    empty or foreign folder, lost item  does not count; replaced if that step is saved again
-    byte flipped, file cut or lost      CheckpointDamaged at restore, naming the item and the cure
-    record unreadable or changed        CheckpointDamaged from everything that looks at the step
-    record of a newer format            UserError, naming both formats
-    other names, shapes or dtypes       UserError, naming the first array that differs
-    no space left, no permission        UserError at the next save, wait or close; the checkpoints
-                                        before it are intact and stay restorable
-    step saved twice                    ValueError; the first one stays
+    SIGTERM or Ctrl-C: the update is finished and saved; exit code 0 or 130; resumes
+        test_signal_saves_the_step_and_exits
+    ... while evaluating, saving, reporting: what is due is made up for; resumes
+        test_sigterm_outside_of_updates_loses_nothing
+    ... to one of several processes: all stop at the same update
+        test_processes_stop_at_the_same_step_when_one_is_told
+        test_sigterm_to_one_of_two_processes_stops_both
+    SIGKILL, also during a save: a half-written folder does not count; resumes
+        test_sigkill_resumes_from_the_last_complete_checkpoint
+    killed before the first checkpoint: resumes at step 0
+        test_end_before_the_first_checkpoint_begins_again
+    file cut or lost, byte flipped, folder empty: falls back, resumes
+        test_damaged_newest_falls_back_loudly_and_is_moved_aside
+        test_damaged_newest_checkpoint_is_trained_again
+    every checkpoint damaged: one line; nothing is moved or begun
+        test_nothing_begins_anew_when_every_checkpoint_is_damaged
+    best checkpoint damaged or lost: one line from `evaluate` and `predict`
+        test_best_checkpoint_is_never_replaced_by_another
+    no space left: one line at the next save; what was complete stays; resumes
+        test_no_space_left_is_one_line_and_resumes
+    feature record changed after `prepare`: one line at the start, naming the file
+        test_corrupt_feature_record_is_named_and_not_trained_on
+    batch cannot be loaded: the error, after the last update was saved; resumes
+        test_dying_data_worker_ends_the_run_at_its_step
+    gradient not finite: one line, or skipped and counted; never saved
+        test_nonfinite_gradient_never_reaches_a_checkpoint
+    record of a newer format, another model: one line
+        test_another_model_is_no_damage
 
-Damage is never answered by taking an older checkpoint: which one to go on from is the user's
-choice, made by deleting the damaged folder.
+"Falls back" means: `restore_newest` goes on from the newest checkpoint that is what was saved. It
+says so on stderr and moves the damaged ones to `<step>.damaged`, where they stay until that step is
+saved again. So two of the newest are kept, and the best up to each of them: three checkpoints at
+most and a fourth while it is written. `evaluate` and `predict` never fall back by themselves.
+(Orbax 0.12.8 by itself returns wrong values for a flipped byte.)
 """
 
 import contextlib
-import errno
-import functools
-import json
-import logging
-import math
 import pathlib
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,38 +58,47 @@ from jax.experimental import multihost_utils
 
 from jaxvsa.core import trees
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.retention import Retention, ranked
+from jaxvsa.core.integrity import (
+    META,
+    STATE,
+    CheckpointDamaged,
+    Records,
+    abstract,
+    compare,
+    first_line,
+    is_full,
+    reading,
+    report_once,
+    verify,
+)
+from jaxvsa.core.retention import Retention
 
-FORMAT = 1
-STATE = "state"
-META = "meta"
-
-
-class CheckpointDamaged(UserError):
-    """What lies on disk is not what was saved."""
+DAMAGED = ".damaged"
 
 
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the newest and the best are kept.
 
-    Reading neither creates nor removes anything, so a run that is still training can be evaluated.
-    With several processes all of them make the same calls.
+    Only `save`, `amend` and `restore_newest` change anything on the disk, so a run that is still
+    training can be evaluated. With several processes all of them make the same calls.
 
     Attributes:
         folder: holds one sub-folder per step.
     """
 
     def __init__(
-        self, folder: str | pathlib.Path, keep_newest: int = 1, keep_best: int = 1
+        self, folder: str | pathlib.Path, keep_newest: int = 2, keep_best: int = 1
     ) -> None:
         """The folder need not exist.
 
         Args:
             folder: see the class.
-            keep_newest: how many of the newest checkpoints stay, at least 1.
-            keep_best: how many of those with the highest scores stay besides.
+            keep_newest: how many of the newest checkpoints stay, at least 1; with 1 there is
+                nothing to fall back to.
+            keep_best: how many of those with the highest scores stay besides; see `Retention`.
         """
         self.folder = pathlib.Path(folder).absolute()
+        self._records = Records(self.folder)
         self._retention = Retention(keep_newest, keep_best)
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
@@ -95,31 +121,35 @@ class Checkpoints:
             ValueError: the step is already saved, or the score is not finite.
         """
         self.wait()
-        scores = self._scores()
-        if step in scores:
+        if step in self.steps():
             raise ValueError(f"step {step} is already saved in {self.folder}")
-        if score is not None and not math.isfinite(score):
-            raise ValueError(f"the score of step {step} is {score}")
         for path, leaf in trees.named(state).items():
             if jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True) != leaf.dtype:
                 raise ValueError(f"'{path}' is {leaf.dtype}, which JAX would restore as 32 bit")
-        record = _seal(
-            {
-                "format": FORMAT,
-                "step": step,
-                "score": score,
-                "digests": trees.digests(state),
-                "user": dict(meta),
-            }
-        )
-        self._retention.scores = {**scores, step: score}
+        record = self._records.make(step, trees.digests(state), meta, score)
+        self._retention.scores = {**self._records.scores(), step: score}
         self._saving = step
         with self._saving_guard():
             manager = self._open_manager()
-            self._clear(self.folder / str(step))
+            self._clear(step)
             manager.reload()  # the disk decides which steps exist, also after a failed save
             items = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(record)}
             manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def amend(self, step: int, meta: Mapping[str, Any], score: float | None) -> None:
+        """Replaces the record of a complete checkpoint, atomically; its arrays stay.
+
+        Raises:
+            UserError: no such step, or the disk is full; the old record is still there.
+            CheckpointDamaged: the old record is not what was saved.
+            ValueError: the score is not finite.
+        """
+        self.wait()
+        digests = self._records.read(step)["digests"]
+        record = self._records.make(step, digests, meta, score)
+        if jax.process_index() == 0:
+            self._records.write(record)
+        _meet(f"amended {step}")
 
     def wait(self) -> None:
         """Returns when the last save is complete.
@@ -145,32 +175,60 @@ class Checkpoints:
             self._close_manager()
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending. One still being written is not among them.
-
-        Raises:
-            CheckpointDamaged: a record is there but unreadable.
-        """
-        return list(self._scores())
+        """Steps with both items, ascending, whether intact or not; none that is being written."""
+        return self._records.complete()
 
     def newest(self) -> int | None:
-        """The last complete step, None if there is none."""
-        return max(self.steps(), default=None)
+        """The last step, None if nothing was ever saved.
 
-    def best(self) -> int | None:
-        """The complete step with the highest score, the earlier one of equals.
-
-        None if no checkpoint has a score.
+        Raises:
+            CheckpointDamaged: an item of it is missing, or its record is not what was saved.
         """
-        return next(iter(ranked(self._scores())), None)
+        step = max(self._records.numbers(), default=None)
+        if step is not None:
+            self._records.read(step)
+        return step
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What was given to `save` as `meta`; tuples come back as lists.
 
         Raises:
             UserError: no such step, or a format newer than this version reads.
-            CheckpointDamaged: the record is not what was saved.
+            CheckpointDamaged: an item is missing, or the record is not what was saved.
         """
-        return self._record(step)["user"]
+        return self._records.read(step)["user"]
+
+    def restore_newest(self, target: trees.Tree) -> tuple[int, trees.Tree, dict[str, Any]] | None:
+        """The newest checkpoint that is what was saved; damaged ones are moved aside, loudly.
+
+        Args:
+            target: as for `restore`.
+
+        Returns:
+            Step, state and `meta`; None if nothing was ever saved.
+
+        Raises:
+            UserError: every checkpoint is damaged: nothing is moved, and a run must not begin
+                anew without a word. Or as `restore`.
+        """
+        damaged = []
+        for step in reversed(self._records.numbers()):
+            try:
+                self._agree_on(step)
+                meta, state = self.read_meta(step), self.restore(step, target)
+            except CheckpointDamaged as error:
+                damaged.append(error)
+                continue
+            for found in damaged:
+                self._move_aside(found, step)
+            return step, state, meta
+        if damaged or any(self.folder.glob(f"*{DAMAGED}")):
+            why = f": step {damaged[0].folder.name}, {damaged[0].why}" if damaged else ""
+            raise UserError(
+                f"no checkpoint in {self.folder} is what was saved{why}; restore one from a copy, "
+                "or delete the folder to train from the start"
+            )
+        return None
 
     def restore(self, step: int, target: trees.Tree) -> trees.Tree:
         """The state on the devices, every array checked against its digest.
@@ -185,82 +243,98 @@ class Checkpoints:
             CheckpointDamaged: the arrays are not what was saved.
         """
         folder, digests, stored = self._open_state(step)
-        _compare(trees.named(stored), target, folder)
-        with _reading(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            state = reader.restore(folder, args=ocp.args.StandardRestore(_abstract(target)))
-        _verify(trees.digests(state), digests, folder)
+        try:
+            compare(trees.named(stored), target, folder)
+        except UserError:
+            self.restore_raw(step, None)  # damage can look like another model
+            raise
+        with reading(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            state = reader.restore(folder, args=ocp.args.StandardRestore(abstract(target)))
+        verify(trees.digests(state), digests, folder)
         return state
 
-    def restore_raw(self, step: int, parts: Sequence[str] = ("learn",)) -> dict[str, Any]:
+    def restore_raw(self, step: int, parts: Sequence[str] | None = ("learn",)) -> dict[str, Any]:
         """Top-level parts of the state as nested dicts of numpy arrays; needs no target.
 
-        Positions in tuples and lists become keys "0", "1", ...; typed keys come as key data.
+        Positions in tuples and lists become keys "0", "1", ...; typed keys come as key data. Each
+        process reads for itself.
+
+        Args:
+            step: one of `steps()`.
+            parts: their names; None is all of them.
 
         Raises:
             UserError: no such step or part.
             CheckpointDamaged: these parts are not what was saved; the others are not looked at.
         """
         folder, digests, stored = self._open_state(step)
+        parts = list(stored) if parts is None else parts
         if unknown := [part for part in parts if part not in stored]:
             raise UserError(f"{folder} has no part '{unknown[0]}'; it has {sorted(stored)}")
         item = {part: stored[part] for part in parts}
         to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, restore_args=to_numpy, partial_restore=True)
-        with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with (
+            reading(folder),
+            ocp.Checkpointer(handler, multiprocessing_options=alone) as reader,
+        ):
             state = reader.restore(folder, args=args)
         wanted = {path: crc for path, crc in digests.items() if path.split("/")[0] in parts}
-        _verify(trees.digests(state), wanted, folder)
+        verify(trees.digests(state), wanted, folder)
         return trees.nest(trees.named(state))
 
     def _open_state(self, step: int) -> tuple[pathlib.Path, dict[str, str], dict[str, Any]]:
         """Folder of the arrays, their digests, and their shapes and dtypes as a tree."""
-        digests = self._record(step)["digests"]
-        folder = self._state(step)
-        with _reading(folder):
+        digests = self._records.read(step)["digests"]
+        folder = self.folder / str(step) / STATE
+        with reading(folder):
             stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
             names = trees.named(stored).keys()
         if lost := sorted(names ^ digests.keys()):
-            raise _damaged(folder, f"'{lost[0]}' is in only one of its two lists of arrays")
+            raise CheckpointDamaged(folder, f"'{lost[0]}' is in only one of its lists of arrays")
         return folder, digests, stored
 
-    def _state(self, step: int) -> pathlib.Path:
-        return self.folder / str(step) / STATE
+    def _agree_on(self, step: int) -> None:
+        """With several processes: all of them find damage, or none.
 
-    def _complete(self) -> list[int]:
-        """Steps whose two items are there; a save renames its folder only when it is written."""
-        numbers = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
-        return [n for n in numbers if self._file(n).exists() and any(self._state(n).glob("*"))]
+        One that fails alone while arrays are read together would leave the others waiting.
+        """
+        if jax.process_count() == 1:
+            return
+        found = None
+        try:
+            self.restore_raw(step, None)
+        except CheckpointDamaged as error:
+            found = error
+        if np.any(multihost_utils.process_allgather(np.array(found is not None))):
+            folder = self.folder / str(step)
+            raise found or CheckpointDamaged(folder, "another process cannot read it")
 
-    def _file(self, step: int) -> pathlib.Path:
-        return self.folder / str(step) / META / "metadata"
-
-    def _scores(self) -> dict[int, float | None]:
-        """Score of every complete step, ascending by step."""
-        return {step: self._record(step)["score"] for step in self._complete()}
-
-    def _record(self, step: int) -> dict[str, Any]:
-        """The checked JSON record of a step."""
-        if step not in self._complete():
-            raise UserError(
-                f"{self.folder} has no checkpoint of step {step}, but {self._complete()}"
+    def _move_aside(self, damage: CheckpointDamaged, step: int) -> None:
+        """Renames a damaged folder and says that training goes on from `step`."""
+        aside = damage.folder.with_name(damage.folder.name + DAMAGED)
+        if jax.process_index() == 0:
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                damage.folder.rename(aside)
+            except OSError as error:
+                raise UserError(
+                    f"{damage.folder} is damaged ({damage.why}) and cannot be moved to {aside.name}"
+                    f" ({error.strerror}); repair the folder, then run the same command"
+                ) from error
+            print(
+                f"WARNING: {damage.folder} is damaged ({damage.why}); moved to {aside.name}, "
+                f"training goes on from step {step}",
+                file=sys.stderr,
             )
-        path = self._file(step)
-        with _reading(path):
-            record = json.loads(path.read_text("utf-8"))
-            newer = record["format"] > FORMAT
-            sound = newer or (record == _seal(record) and record["step"] == step)
-        if newer:
-            raise UserError(
-                f"{path} has format {record['format']}, this version of jaxvsa reads up to "
-                f"{FORMAT}; install a newer one"
-            )
-        if not sound:
-            raise _damaged(path, "the record is not what was saved")
-        return record
+        _meet(f"moved {damage.folder}")
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            _report_once()
+            report_once()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._retention,
                 cleanup_tmp_directories=True,
@@ -274,12 +348,13 @@ class Checkpoints:
         if manager is not None:
             manager.close()
 
-    def _clear(self, folder: pathlib.Path) -> None:
+    def _clear(self, step: int) -> None:
         """Removes what stands in the way of a step: `save` has seen that it is not complete."""
-        if jax.process_index() == 0 and folder.exists():
-            shutil.rmtree(folder)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"cleared {folder}")
+        if jax.process_index() == 0:
+            for name in (f"{step}", f"{step}{DAMAGED}"):
+                if (self.folder / name).exists():
+                    shutil.rmtree(self.folder / name)
+        _meet(f"cleared {step}")
 
     @contextlib.contextmanager
     def _saving_guard(self) -> Iterator[None]:
@@ -297,99 +372,14 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for path in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(path, ignore_errors=True)
-            why = "no space left" if _is_full(error) else _first_line(error)
+            why = "no space left" if is_full(error) else first_line(error)
             raise UserError(
                 f"{why}: saving step {step} to {self.folder} failed; complete checkpoints: "
-                f"{self._complete()}; free space or repair the folder, then run the same command"
+                f"{self.steps()}; free space or repair the folder, then run the same command"
             ) from error
 
 
-def _seal(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as JSON returns it, with the CRC-32 of its canonical text."""
-    body = {key: value for key, value in record.items() if key != "crc"}
-    body = json.loads(json.dumps(body, allow_nan=False))
-    return {**body, "crc": f"{zlib.crc32(json.dumps(body, sort_keys=True).encode()):08x}"}
-
-
-def _abstract(target: trees.Tree) -> trees.Tree:
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None) or first
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, target)
-
-
-def _compare(stored: Mapping[str, Any], target: trees.Tree, folder: pathlib.Path) -> None:
-    """Refuses a checkpoint of another model: Orbax would cast dtypes without a word."""
-    wanted = trees.named(target)
-    for path in sorted(stored.keys() ^ wanted.keys()):
-        where = "the checkpoint, not in this model" if path in stored else "this model only"
-        raise UserError(f"{folder} is of another model: '{path}' is in {where}")
-    for path, leaf in wanted.items():
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        here = (np.dtype(leaf.dtype), tuple(leaf.shape))
-        there = (np.dtype(stored[path].dtype), tuple(stored[path].shape))
-        if here != there:
-            raise UserError(
-                f"{folder} is of another model: '{path}' is {there[0]} {there[1]} there, "
-                f"{here[0]} {here[1]} here"
-            )
-
-
-def _verify(found: Mapping[str, str], saved: Mapping[str, str], folder: pathlib.Path) -> None:
-    for path in sorted(found.keys() | saved.keys()):
-        if found.get(path) != saved.get(path):
-            raise _damaged(folder, f"the values of '{path}' are not what was saved")
-
-
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Names what could not be read; memory that ran out is not damage."""
-    _report_once()
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:  # TensorStore raises bare Exception for a truncated file
-        raise _damaged(path, _first_line(error)) from error
-
-
-def _damaged(path: pathlib.Path, why: str) -> CheckpointDamaged:
-    step = next(part for part in path.parents if part.name.isdecimal())
-    return CheckpointDamaged(
-        f"{path} is damaged: {why}; restore it from a copy, or delete {step} to go on from the "
-        "checkpoint before it"
-    )
-
-
-@functools.cache
-def _report_once() -> None:
-    """Leaves failures to our one line, from now on: they are raised, so nothing gets lost.
-
-    Orbax logs each with several tracebacks, and drops reads and writes whose late answers and
-    whose end print some more.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    report_others = sys.unraisablehook
-
-    def report(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        dropped = code is not None and "orbax" in code.co_filename
-        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
-            report_others(unraisable)
-
-    sys.unraisablehook = report
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or a file size limit is behind the error."""
-    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    texts = ("No space left", "Disk quota exceeded", "File too large")
-    return getattr(error, "errno", None) in full or any(text in str(error) for text in texts)
+def _meet(where: str) -> None:
+    """Lets several processes wait for each other."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)

@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from jaxvsa.core import distributed
 from jaxvsa.core.errors import UserError, nearest
 
 
@@ -16,7 +18,8 @@ def run_door(
 
     Exit codes: what `main` returns (None = 0); 2 and one line on stderr for a `UserError`; 130 for
     Ctrl-C; 141 without a word if the reader of our output went away (`| head`). Any other
-    exception is a mistake of ours and keeps its traceback.
+    exception is a mistake of ours and keeps its traceback. Of several processes, one that fails
+    leaves at once, so that the others do not wait for it; 1 if it lost another one.
 
     Args:
         main: takes the arguments after the program's name.
@@ -33,7 +36,15 @@ def run_door(
         # The interpreter flushes stdout once more at exit and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    sys.exit(code)
+    except Exception as error:
+        if not distributed.several():
+            raise
+        if distributed.lost_peer(error):
+            code = _say(1, "error: another process of this run has ended, so this one ends too")
+        else:
+            traceback.print_exc()
+            code = 1
+    distributed.leave(code)
 
 
 def door_parser(name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -117,5 +128,5 @@ class _DoorParser(argparse.ArgumentParser):
 
 def _say(code: int, message: str) -> int:
     """Prints one line on stderr and hands back the exit code."""
-    print(" ".join(message.split()), file=sys.stderr)
+    distributed.say_error(message)
     return code

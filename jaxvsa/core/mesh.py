@@ -123,12 +123,27 @@ def check_batch(size: int, mesh: Mesh) -> None:
         )
 
 
+def local_shards(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Which parts of every global batch this process feeds, and how many parts there are.
+
+    A batch is cut into data x fsdp equal parts, in the order of `put_batch`. Processes that share a
+    part, because the tensor axis spans them, both feed it.
+
+    Returns:
+        the numbers of the parts, ascending, and the count of all: ((0, 1), 4), for example.
+    """
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    own = jax.process_index()
+    mine = [n for n, row in enumerate(rows) if any(d.process_index == own for d in row)]
+    return tuple(mine), len(rows)
+
+
 def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
     """Global arrays from the rows each process holds, dimension `axis` split over data and fsdp.
 
     Args:
-        batch: numpy arrays: this process's slice of the global batch (the whole batch in a single
-            process), processes in the order of their devices in the mesh.
+        batch: numpy arrays: the parts of the global batch that `local_shards` names, one after the
+            other (all of it in a single process).
         mesh: from `make_mesh`.
         axis: the batch dimension: 0, or 1 behind a leading accumulation dimension.
 
@@ -137,7 +152,8 @@ def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
         ValueError: an array without that dimension.
     """
     sharding = NamedSharding(mesh, P(*[None] * axis, BATCH_AXES))
-    shards = math.prod(mesh.local_mesh.shape[name] for name in BATCH_AXES)
+    mine, count = local_shards(mesh)
+    shards = len(mine)
 
     def put(path: str, array: Any) -> jax.Array:
         if array.ndim <= axis:
@@ -147,10 +163,23 @@ def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
                 f"batch size {array.shape[axis]} of '{path}' cannot be split over {shards} devices "
                 f"(config.mesh: data x fsdp); choose a multiple of {shards} or fewer devices"
             )
-        return jax.make_array_from_process_local_data(sharding, array)
+        shape = list(array.shape)
+        shape[axis] = shape[axis] // shards * count
+        return jax.make_array_from_process_local_data(sharding, array, tuple(shape))
 
     placed = [put(path, array) for path, array in trees.named(batch).items()]
     return jax.tree.unflatten(jax.tree.structure(batch), placed)
+
+
+def put_whole(tree: trees.Tree, mesh: Mesh) -> trees.Tree:
+    """Every array whole on every device; all processes hold the same values.
+
+    `jax.device_put` would send the arrays from process to process to see that they are the same.
+    """
+    everywhere = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(everywhere, leaf, leaf.shape), tree
+    )
 
 
 def _place(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> NamedSharding:

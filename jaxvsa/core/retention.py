@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the newest and the best."""
+"""Which checkpoints of a run stay: the newest, and for each of them the best up to it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +14,10 @@ def ranked(scores: Mapping[int, float | None]) -> list[int]:
 
 class Retention(PreservationPolicy):
     """Keeps the newest and the best; Orbax asks when a new checkpoint is on its way.
+
+    The best up to each of the newest stays, not only the best of all: should the last checkpoint
+    be damaged, the run goes on from the one before it, and its best must still be there. With two
+    newest and one best these are three at most.
 
     Orbax's own `BestN` forgets the scores when a run is resumed, so the caller sets them.
 
@@ -38,5 +42,8 @@ class Retention(PreservationPolicy):
         self, checkpoints: Sequence[Any], *, context: PreservationContext
     ) -> Sequence[bool]:
         """One answer per checkpoint; a step whose score nobody set is not ours to remove."""
-        kept = {*sorted(self.scores)[-self.num_newest :], *ranked(self.scores)[: self.num_best]}
+        kept = set(sorted(self.scores)[-self.num_newest :])
+        for newest in sorted(kept):
+            until = {step: score for step, score in self.scores.items() if step <= newest}
+            kept.update(ranked(until)[: self.num_best])
         return [item.step in kept or item.step not in self.scores for item in checkpoints]

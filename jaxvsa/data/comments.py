@@ -1,112 +1,226 @@
-"""Comments under videos as padded batches: token ids, frame numbers and labels, without loops."""
+"""Comments under videos as packed batches: token ids, frame numbers and labels, without loops.
 
+A batch consists of groups of consecutive rows, one or more for each device. Within a group all
+token sequences lie one after another on one axis, and so do the frames of all videos; `word_bl`
+and `shot_bt` say where the sequence of each row lies. Comments of a group on the same video can
+share its frames.
+"""
+
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
 from jaxvsa.data.features import FeatureTable
+from jaxvsa.data.sizes import Axis
 from jaxvsa.data.text import Tokens
+
+TEXT_UNIT = 32
+"""Packed text has a multiple of so many tokens, unless its rows fill a rectangle."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Videos:
+    """The video side of some comments.
+
+    Attributes:
+        row_b: int, the video of each comment in `features`.
+        features: of all videos.
+        limit: most frames of a video that are read.
+        margin: rows kept behind the frames of a video, up to `limit` in all: what the model's
+            convolutions make of the padding there.
+        resident: the step gets `features.values_nf` as an argument, `frame_gm` is enough.
+        share: comments of a group on the same video share its frames.
+    """
+
+    row_b: np.ndarray
+    features: FeatureTable
+    limit: int
+    margin: int
+    resident: bool
+    share: bool
 
 
 class CommentExamples:
-    """Loads any comments as one padded batch; what `pipeline.batches` reads.
+    """Loads any comments as one packed batch; what `pipeline.batches` reads.
 
-    Fields of a batch: `ids_bl` int32, `pad_id` behind the text; `length_b` int32, tokens of the
-    text; `label_<task>_b` int32; `valid_b` bool. With features also `frame_bt` int32, the row of
-    the feature table, -1 where the video has no frame; and, unless the table is `resident` on the
-    device, `video_btf`, those rows in the table's own dtype, zero where there is no frame.
+    Fields of a batch, for rows b in groups g:
+
+        index_b int32           number of the example
+        valid_b bool            False for rows that fill up a batch
+        label_<task>_b int32
+        ids_gn int32            tokens of all rows of the group, `pad_id` between and behind them
+        word_bl int32           where in n the words of a row lie, its padding tokens included;
+                                -1 behind them
+        length_b int32          real tokens
+        frame_gm int32          row of the feature table; -1 for padding
+        shot_bt int32           where in m the frames of a row's video lie, `margin` included; -1
+                                behind them
+        count_b int32           real frames
+        video_gmf               unless `resident`: the rows `frame_gm`, zero where there is none
+
+    A row shorter than the text limit keeps one padding token, which the max-pool over words sees:
+    all padding tokens of a row are equal, so one stands for all. `pad_all` keeps every one.
 
     Kept: a video with more frames than the limit is cut to its first ones, as in the published
     code.
-
-    Attributes:
-        limits: per axis, the largest padded length: the model's own.
     """
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Tokens | None,
         labels: Mapping[str, np.ndarray],
-        video_row_b: np.ndarray | None = None,
-        features: FeatureTable | None = None,
+        videos: Videos | None,
         *,
         pad_id: int,
         text_len: int,
-        frames_limit: int = 0,
-        resident: bool = True,
+        pad_all: bool = False,
     ):
         """Keeps references to the arrays and copies none.
 
         Args:
-            tokens: of all comments, at most `text_len` for each.
+            tokens: of all comments, at most `text_len` for each; None for video alone.
             labels: per task, int (comments,).
-            video_row_b: the video of each comment in `features`; None for text alone.
-            features: of all videos; None for text alone.
+            videos: None for text alone.
             pad_id: token behind the text.
             text_len: length of the model's text axis.
-            frames_limit: most frames of a video that are read; 0 for text alone.
-            resident: the step gets `features.values_nf` as an argument, `frame_bt` is enough.
+            pad_all: every row takes `text_len` tokens.
 
         Raises:
             ValueError: the arguments do not speak of the same comments, or a text is too long.
         """
-        self._tokens, self._labels, self._pad_id = tokens, dict(labels), pad_id
-        self._features, self._resident = features, resident
-        self.limits = {"l": text_len}
-        counts = {"tokens": len(tokens.length_b), **{k: len(v) for k, v in self._labels.items()}}
-        if features is not None and video_row_b is not None:
-            self.limits["t"] = frames_limit
-            self._first_b = features.start_g[video_row_b]
-            self._count_b = np.minimum(features.count_g[video_row_b], frames_limit)
-            counts["video_row_b"] = len(video_row_b)
-        elif features is not None or video_row_b is not None or frames_limit:
-            raise ValueError("video_row_b, features and frames_limit go together")
-        if len(set(counts.values())) > 1:
+        self._tokens, self._labels, self._videos = tokens, dict(labels), videos
+        self._pad_id, self._text_len = pad_id, text_len
+        counts = {k: len(v) for k, v in self._labels.items()}
+        if tokens is not None:
+            counts["tokens"] = len(tokens)
+            if len(tokens) and (longest := int(tokens.length_b.max())) > text_len:
+                raise ValueError(
+                    f"a comment has {longest} tokens; encode them with max_len={text_len}"
+                )
+            self._span_b = np.minimum(tokens.length_b + (text_len if pad_all else 1), text_len)
+        if videos is not None:
+            counts["videos"] = len(videos.row_b)
+            self._count_b = np.minimum(videos.features.count_g[videos.row_b], videos.limit)
+            self._tower_b = np.minimum(self._count_b + videos.margin, videos.limit)
+        if len(set(counts.values())) != 1:
             raise ValueError(f"these speak of different numbers of comments: {counts}")
-        if len(self) and (longest := int(tokens.length_b.max())) > text_len:
-            raise ValueError(f"a comment has {longest} tokens; encode them with max_len={text_len}")
+        self._num = next(iter(counts.values()))
 
     def __len__(self) -> int:
         """Number of comments."""
-        return len(self._tokens.length_b)
+        return self._num
 
-    def needs(self) -> dict[str, np.ndarray]:
-        """Smallest padded length of each comment, per axis: what `BatchPlan` pads to.
+    def axes(self) -> dict[str, Axis]:
+        """What the axes of a batch have to hold: n and l of the text, m and t of the video.
 
-        A text shorter than `text_len` keeps at least one pad, because the max-pool over words sees
-        pads: all pads of a row are equal, so one stands for all, but none is another function.
+        The weights are the rough shares of a training step of RoBERTa-base and the published video
+        path at 17 tokens and 90 frames.
         """
-        text_len = self.limits["l"]
-        needs = {"l": np.minimum(self._tokens.length_b + 1, text_len)}
-        if self._features is not None:
-            needs["t"] = self._count_b
-        return needs
+        axes: dict[str, Axis] = {}
+        if self._tokens is not None:
+            axes["n"] = Axis(self._span_b, True, 0.6, TEXT_UNIT, within="l")
+            axes["l"] = Axis(self._span_b, False, 0.05, TEXT_UNIT, 1, self._text_len)
+        if self._videos is not None:
+            owner_b = self._videos.row_b if self._videos.share else None
+            axes["m"] = Axis(self._tower_b, True, 0.3, TEXT_UNIT, within="t", owner_b=owner_b)
+            axes["t"] = Axis(self._tower_b, False, 0.05, 1 + self._videos.limit // 8, 0,
+                             self._videos.limit)  # fmt: skip
+        return axes
+
+    def in_order(self) -> np.ndarray:
+        """The examples sorted by length, those on one video together: tight and shared batches."""
+        keys: list[np.ndarray] = []
+        if self._tokens is not None:
+            keys.append(self._span_b)
+        if self._videos is not None:
+            keys += [self._videos.row_b, self._tower_b]
+        return np.lexsort(keys)
 
     def batch(
-        self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int]
+        self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int], groups: int
     ) -> dict[str, np.ndarray]:
-        """The comments `index_b`, padded to `sizes`, which must cover their `needs`."""
-        length_b = self._tokens.length_b[index_b].astype(np.int32)
-        position_l = np.arange(sizes["l"])
-        token_bl = self._tokens.start_b[index_b][:, None] + position_l
-        ids_bl = self._tokens.ids_n.take(token_bl, mode="clip")  # what is cut here is padding
-        ids_bl = np.where(position_l < length_b[:, None], ids_bl, self._pad_id).astype(np.int32)
-        batch = {"ids_bl": ids_bl, "length_b": length_b, "valid_b": valid_b}
+        """The comments `index_b` in `groups` parts, padded to `sizes`."""
+        batch = {"index_b": index_b.astype(np.int32), "valid_b": valid_b}
         for task, label_b in self._labels.items():
             batch[f"label_{task}_b"] = label_b[index_b].astype(np.int32)
-        if self._features is not None:
-            batch |= self._frames(index_b, sizes["t"])
+        if self._tokens is not None:
+            batch |= self._words(index_b, sizes["n"], sizes["l"], groups)
+        if self._videos is not None:
+            batch |= self._frames(index_b, sizes["m"], sizes["t"], groups)
         return batch
 
-    def _frames(self, index_b: np.ndarray, num_frames: int) -> dict[str, np.ndarray]:
-        assert self._features is not None
-        position_t = np.arange(num_frames)
-        keep_bt = position_t < self._count_b[index_b][:, None]
-        frame_bt = np.where(keep_bt, self._first_b[index_b][:, None] + position_t, -1)
-        frames = {"frame_bt": frame_bt.astype(np.int32)}
-        if not self._resident:
-            values_nf = self._features.values_nf
-            video_btf = np.zeros((*frame_bt.shape, values_nf.shape[1]), values_nf.dtype)
-            video_btf[keep_bt] = values_nf[frame_bt[keep_bt]]
-            frames["video_btf"] = video_btf
+    def _words(
+        self, index_b: np.ndarray, packed: int, longest: int, groups: int
+    ) -> dict[str, np.ndarray]:
+        assert self._tokens is not None
+        span_b, length_b = self._span_b[index_b], self._tokens.length_b[index_b]
+        start_b = _starts(span_b.reshape(groups, -1), None, packed, longest)
+        place_l = np.arange(longest)
+        ids_gn = np.full((groups, packed), self._pad_id, np.int32)
+        real_bl = place_l < length_b[:, None]
+        row_b, place = np.nonzero(real_bl)
+        group_b = np.repeat(np.arange(groups), len(index_b) // groups)
+        source = self._tokens.start_b[index_b][row_b] + place
+        ids_gn[group_b[row_b], start_b[row_b] + place] = self._tokens.ids_n[source]
+        return {
+            "ids_gn": ids_gn,
+            "word_bl": _where(start_b, span_b, place_l),
+            "length_b": length_b.astype(np.int32),
+        }
+
+    def _frames(
+        self, index_b: np.ndarray, packed: int, longest: int, groups: int
+    ) -> dict[str, np.ndarray]:
+        videos = self._videos
+        assert videos is not None
+        video_b = videos.row_b[index_b]
+        span_b, count_b = self._tower_b[index_b], self._count_b[index_b]
+        owner_gr = video_b.reshape(groups, -1) if videos.share else None
+        start_b = _starts(span_b.reshape(groups, -1), owner_gr, packed, longest)
+        frame_gm = np.full((groups, packed), -1, np.int32)
+        row_b, place = np.nonzero(np.arange(count_b.max()) < count_b[:, None])
+        group_b = np.repeat(np.arange(groups), len(index_b) // groups)
+        source = videos.features.start_g[video_b][row_b] + place
+        frame_gm[group_b[row_b], start_b[row_b] + place] = source
+        frames = {
+            "frame_gm": frame_gm,
+            "shot_bt": _where(start_b, span_b, np.arange(longest)),
+            "count_b": count_b.astype(np.int32),
+        }
+        if not videos.resident:
+            values_nf = videos.features.values_nf
+            video_gmf = np.zeros((*frame_gm.shape, values_nf.shape[1]), values_nf.dtype)
+            video_gmf[frame_gm >= 0] = values_nf[frame_gm[frame_gm >= 0]]
+            frames["video_gmf"] = video_gmf
         return frames
+
+
+def _starts(
+    span_gr: np.ndarray, owner_gr: np.ndarray | None, packed: int, longest: int
+) -> np.ndarray:
+    """Where each row begins if the rows of a group lie one after another: int64 (b,).
+
+    Rows of the same owner begin at the same place. An axis of the size of a rectangle is one: row
+    after row, whatever the spans and owners, as its readers take it for granted.
+    """
+    span_gr = span_gr.astype(np.int64)
+    if packed == longest * span_gr.shape[1]:
+        return np.tile(np.arange(0, packed, longest), len(span_gr))
+    if owner_gr is None:
+        return (np.cumsum(span_gr, axis=1) - span_gr).reshape(-1)
+    order_gr = np.argsort(owner_gr, axis=1, kind="stable")
+    span_gr = np.take_along_axis(span_gr, order_gr, axis=1)
+    owner_gr = np.take_along_axis(owner_gr, order_gr, axis=1)
+    new_gr = np.ones_like(owner_gr, dtype=bool)
+    new_gr[:, 1:] = owner_gr[:, 1:] != owner_gr[:, :-1]
+    start_gr = np.empty_like(span_gr)
+    sorted_gr = np.cumsum(span_gr * new_gr, axis=1) - span_gr
+    np.put_along_axis(start_gr, order_gr, sorted_gr, axis=1)
+    return start_gr.reshape(-1)
+
+
+def _where(start_b: np.ndarray, span_b: np.ndarray, place_l: np.ndarray) -> np.ndarray:
+    """Places of the rows' elements, int32 (b,l), -1 behind them."""
+    place_bl = start_b[:, None] + place_l
+    return np.where(place_l < span_b[:, None], place_bl, -1).astype(np.int32)

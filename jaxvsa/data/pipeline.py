@@ -1,12 +1,11 @@
 """From a batch plan to a stream of numpy batches, read ahead by threads (Grain)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from jaxvsa.core.errors import UserError
 from jaxvsa.data.plan import BatchPlan, Planned
 
 Batch = dict[str, np.ndarray]
@@ -15,30 +14,42 @@ Batch = dict[str, np.ndarray]
 class Examples(Protocol):
     """What a pipeline reads: examples that come as whole padded batches."""
 
-    def batch(self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int]) -> Batch:
-        """Loads the examples `index_b`; every leaf starts with axis b."""
+    def batch(
+        self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int], groups: int
+    ) -> Batch:
+        """Loads the examples `index_b` in `groups` parts; leaves start with axis b or g."""
 
 
-def batches(plan: BatchPlan, examples: Examples, accumulate: int = 0) -> grain.MapDataset:
+def batches(
+    plan: BatchPlan,
+    examples: Examples,
+    accumulate: int = 0,
+    shards: tuple[Sequence[int], int] = ((0,), 1),
+) -> grain.MapDataset:
     """The batches of a plan as a random-access data set.
 
+    A batch is cut into micro-batches, and each of these into shards, consecutive rows together.
+
     Args:
-        plan: which examples, and how far they are padded.
+        plan: which examples, and how far they are padded; its groups must be micro-batches times
+            shards.
         examples: where they come from.
         accumulate: 0: leaves are (b, ...); otherwise the number of micro-batches of a step, and
-            leaves are (accumulate, b / accumulate, ...), consecutive rows together.
+            leaves are (accumulate, b / accumulate, ...).
+        shards: which shards are loaded here, and how many there are.
 
     Raises:
-        UserError: `accumulate` does not divide the batch.
+        ValueError: the plan has other groups.
     """
-    if accumulate < 0 or (accumulate and plan.batch_size % accumulate):
-        raise UserError(
-            f"a batch of {plan.batch_size} cannot be accumulated over {accumulate} micro-batches; "
-            "choose a number that divides it"
-        )
+    mine, count = shards
+    parts = max(accumulate, 1)
+    if plan.groups != parts * count:
+        raise ValueError(f"{plan.groups} groups, but {parts} micro-batches of {count} shards")
 
     def load(planned: Planned) -> Batch:
-        batch = examples.batch(planned.index_b, planned.valid_b, planned.sizes)
+        rows = np.arange(plan.batch_size).reshape(parts, count, -1)[:, list(mine)].reshape(-1)
+        index_b, valid_b = planned.index_b[rows], planned.valid_b[rows]
+        batch = examples.batch(index_b, valid_b, planned.sizes, parts * len(mine))
         if not accumulate:
             return batch
         return {name: leaf.reshape(accumulate, -1, *leaf.shape[1:]) for name, leaf in batch.items()}

@@ -3,11 +3,12 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from jaxvsa.core.errors import UserError
+from jaxvsa.data.sizes import Axis, choose_shapes, cover
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Planned:
     Attributes:
         index_b: int64 example numbers; 0 where `valid_b` is False.
         valid_b: bool, False for the rows that fill up the last batch of an epoch.
-        sizes: padded length of each axis, one of its rungs.
+        sizes: padded size of each axis.
     """
 
     index_b: np.ndarray
@@ -29,56 +30,68 @@ class BatchPlan:
     """All batches of a run by number: `plan[step]` depends on the arguments and on nothing else.
 
     The examples are drawn first, uniformly without replacement within an epoch, and only then is
-    every axis padded to its next rung, so that the ladder of sizes cannot change the sampling.
-    Every epoch shows every example once; its last batch is filled up with invalid rows.
+    every batch padded to the next of a few shapes, so that the shapes cannot change the sampling.
+    They are chosen for the batches of the first epoch; one that fits whatever a later epoch may
+    draw is added. Every epoch shows every example once; its last batch is filled up with invalid
+    rows.
 
     The order of an epoch sorts the raw words of a Philox generator keyed by (seed, epoch). Raw
     words, unlike `Generator.permutation`, are the same in every version of numpy.
 
     Attributes:
+        axes: what each axis has to hold.
         batch_size: rows of every batch, invalid ones included.
+        groups: parts of a batch, consecutive rows, that are packed each for itself (micro-batches
+            times shards of the devices).
         steps_per_epoch: batches that show every example once.
     """
 
     def __init__(
         self,
-        needs: Mapping[str, np.ndarray],
-        rungs: Mapping[str, Sequence[int]],
+        axes: Mapping[str, Axis],
         batch_size: int,
         *,
-        limits: Mapping[str, int] | None = None,
+        groups: int = 1,
+        shapes: int = 8,
+        order: np.ndarray | None = None,
         seed: int = 0,
-        shuffle: bool = True,
         num_steps: int | None = None,
     ):
-        """Checks the ladders against the examples.
+        """Draws the first epoch and chooses the shapes.
 
         Args:
-            needs: per axis, the smallest padded length each example admits, int (examples,).
-            rungs: per axis, the admissible padded lengths, strictly increasing.
+            axes: what each axis has to hold.
             batch_size: examples of a batch.
-            limits: per axis, what its last rung must be (where a length is part of the model).
-            seed: of the order, at least 0; unused without `shuffle`.
-            shuffle: a new order every epoch; False keeps the order of the examples (evaluation).
+            groups: see the class; must divide `batch_size`.
+            shapes: most different shapes of the batches, each one compilation.
+            order: the examples in a fixed order, every epoch (evaluation); None draws a new order
+                every epoch.
+            seed: of the order, at least 0; unused with `order`.
             num_steps: length of the plan; None is one epoch.
 
         Raises:
-            UserError: no examples, a batch size below 1, a negative seed, or a ladder that does
-                not increase, does not reach the longest example or misses its limit.
+            UserError: no examples, no shape, a batch size below 1 or that the groups do not
+                divide, or a negative seed.
         """
-        self._needs = {axis: np.asarray(need) for axis, need in needs.items()}
-        self._num_examples = _count_examples(self._needs)
+        self.axes, self._order, self._seed = dict(axes), order, seed
+        self._num_examples = _count_examples(self.axes)
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; it must be at least 1")
+        if batch_size % groups:
+            raise UserError(
+                f"a batch of {batch_size} cannot be split into {groups} parts (micro-batches x "
+                "devices of the mesh); choose a multiple"
+            )
+        if shapes < 1:
+            raise UserError(f"the number of batch shapes is {shapes}; it must be at least 1")
         if seed < 0:
             raise UserError(f"seed is {seed}; it must be at least 0")
-        self._rungs = _check_ladders(self._needs, rungs, limits or {})
-        self.batch_size = batch_size
+        self.batch_size, self.groups = batch_size, groups
         self.steps_per_epoch = -(-self._num_examples // batch_size)
         self._num_steps = self.steps_per_epoch if num_steps is None else num_steps
-        self._seed, self._shuffle = seed, shuffle
         # Two: threads that read ahead work on both sides of the border between epochs.
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+        self._shapes = self._choose(shapes)
 
     def __len__(self) -> int:
         """Number of batches of the whole plan."""
@@ -89,62 +102,73 @@ class BatchPlan:
         if not 0 <= step < self._num_steps:
             raise IndexError(f"step {step} is outside of the plan of {self._num_steps} steps")
         epoch, batch = divmod(int(step), self.steps_per_epoch)
-        index_nb, sizes = self._epoch(epoch)
+        index_sb, size_sa = self._epoch(epoch)
         first = batch * self.batch_size
         return Planned(
-            index_b=index_nb[batch].copy(),
+            index_b=index_sb[batch].copy(),
             valid_b=np.arange(first, first + self.batch_size) < self._num_examples,
-            sizes={axis: int(size[batch]) for axis, size in sizes.items()},
+            sizes=dict(zip(self.axes, size_sa[batch].tolist(), strict=True)),
         )
 
     def shapes(self) -> dict[tuple[int, ...], int]:
-        """Sizes that occur in the plan, in the order of `needs`, with the steps that have them.
+        """Sizes that occur in the plan, in the order of `axes`, with the steps that have them.
 
         Each is one compilation of a jitted step: `len(plan.shapes())` says how many there are.
         """
         counts: collections.Counter[tuple[int, ...]] = collections.Counter()
         for first in range(0, self._num_steps, self.steps_per_epoch):
-            _, sizes = self._epoch(first // self.steps_per_epoch)
-            last = min(self._num_steps - first, self.steps_per_epoch)
-            counts.update(zip(*(size[:last].tolist() for size in sizes.values()), strict=True))
+            _, size_sa = self._epoch(first // self.steps_per_epoch)
+            counts.update(map(tuple, size_sa[: self._num_steps - first].tolist()))
         return dict(sorted(counts.items()))
 
-    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Examples int64 (batches, b) of one epoch and, per axis, the padded length (batches,)."""
-        index_nb = np.zeros((self.steps_per_epoch, self.batch_size), np.int64)
-        order = np.arange(self._num_examples)
-        if self._shuffle:
+    def _choose(self, most: int) -> np.ndarray:
+        """The shapes of the plan, int64 (k, axes), cheapest first."""
+        need_sa = self._needs(self._draw_index(0))
+        weights = np.array([axis.weight for axis in self.axes.values()])
+        several = self._order is None and self._num_steps > self.steps_per_epoch
+        shape_ka = choose_shapes(need_sa, weights, max(1, most - several))
+        if several:
+            rows = self.batch_size // self.groups
+            top_a = [axis.largest(rows) for axis in self.axes.values()]
+            shape_ka = np.concatenate([shape_ka, [top_a]])[-most:]
+        return self._inside_rectangle(shape_ka)
+
+    def _needs(self, index_sb: np.ndarray) -> np.ndarray:
+        """Smallest size of each axis for each batch: int64 (batches, axes)."""
+        index_sgr = index_sb.reshape(len(index_sb), self.groups, -1)
+        sizes = np.stack([axis.sizes(index_sgr) for axis in self.axes.values()], axis=1)
+        return self._inside_rectangle(sizes)
+
+    def _inside_rectangle(self, size_sa: np.ndarray) -> np.ndarray:
+        """Rounds packed axes, and cuts them to the rows of a group times their longest example."""
+        size_sa, names = size_sa.copy(), list(self.axes)
+        for a, axis in enumerate(self.axes.values()):
+            if axis.within:
+                longest_s = size_sa[:, names.index(axis.within)]
+                rectangle_s = longest_s * (self.batch_size // self.groups)
+                size_sa[:, a] = np.minimum(axis.round(size_sa[:, a]), rectangle_s)
+        return size_sa
+
+    def _draw_index(self, epoch: int) -> np.ndarray:
+        """Examples of one epoch, int64 (batches, b)."""
+        index_sb = np.zeros((self.steps_per_epoch, self.batch_size), np.int64)
+        order = self._order
+        if order is None:
             words = np.random.Philox(key=(self._seed, epoch)).random_raw(self._num_examples)
             order = np.argsort(words, kind="stable")
-        index_nb.reshape(-1)[: self._num_examples] = order
-        sizes = {
-            axis: ladder[np.searchsorted(ladder, self._needs[axis][index_nb].max(axis=1))]
-            for axis, ladder in self._rungs.items()
-        }
-        return index_nb, sizes
+        index_sb.reshape(-1)[: self._num_examples] = order
+        return index_sb
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Examples int64 (batches, b) of one epoch and the sizes of its batches (batches, axes)."""
+        index_sb = self._draw_index(epoch)
+        return index_sb, cover(self._needs(index_sb), self._shapes)
 
 
-def _count_examples(needs: Mapping[str, np.ndarray]) -> int:
-    counts = {axis: len(need) for axis, need in needs.items()}
+def _count_examples(axes: Mapping[str, Axis]) -> int:
+    counts = {name: len(axis.need_b) for name, axis in axes.items()}
     if not counts or min(counts.values()) == 0:
         raise UserError("there are no examples to make batches of")
     if len(set(counts.values())) > 1:
         raise ValueError(f"the axes speak of different numbers of examples: {counts}")
     return next(iter(counts.values()))
-
-
-def _check_ladders(
-    needs: Mapping[str, np.ndarray], rungs: Mapping[str, Sequence[int]], limits: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    if set(rungs) != set(needs):
-        raise UserError(f"rungs are given for axes {sorted(rungs)}, the data has {sorted(needs)}")
-    ladders = {axis: np.asarray(rungs[axis], np.int64) for axis in needs}
-    for axis, ladder in ladders.items():
-        text = f"rungs of axis '{axis}' are {tuple(ladder.tolist())}"
-        if ladder.size == 0 or ladder[0] < 1 or np.any(np.diff(ladder) <= 0):
-            raise UserError(f"{text}; they must be positive and strictly increasing")
-        if ladder[-1] != limits.get(axis, ladder[-1]):
-            raise UserError(f"{text}; the last one must be the limit of the axis, {limits[axis]}")
-        if ladder[-1] < (longest := needs[axis].max()):
-            raise UserError(f"{text}; the longest example needs {longest}")
-    return ladders

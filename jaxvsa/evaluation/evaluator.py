@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvsa.core.mesh import put_batch
 from jaxvsa.systems.base import Batch, Params, System, Task, expand
 
-_Fetched = tuple[dict[str, jax.Array], jax.Array]  # outputs, and which rows are no padding
+# Outputs, which rows are no padding, and the number of the example.
+_Fetched = tuple[dict[str, jax.Array], jax.Array, jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames=("system", "task", "mesh"))
@@ -25,7 +26,7 @@ def evaluation_step(
     tables: Mapping[str, jax.Array],
     batch: Batch,
 ) -> tuple[_Fetched, dict[str, Any]]:
-    """Outputs and `valid_b` of one batch, on every device, and the batch's states.
+    """Outputs, `valid_b` and `index_b` of a batch, on every device, and the batch's states.
 
     It is compiled once per system, task, mesh and batch shape, however often `run` is called.
     """
@@ -34,7 +35,7 @@ def evaluation_step(
     states = task.measure(outputs, full)
     # Replicated, so that with several processes each can read all rows.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    fetched = dict(outputs), batch["valid_b"]  # apart: an output may have any name
+    fetched = dict(outputs), batch["valid_b"], batch["index_b"]  # outputs may have any name
     return jax.lax.with_sharding_constraint(fetched, everywhere), states
 
 
@@ -53,17 +54,18 @@ def run(
         task: one of `system.tasks`.
         params: the whole parameter tree.
         tables: large arrays on the device; see `expand`.
-        batches: host batches in order, each with `valid_b`; padding rows are False there.
+        batches: host batches in any order; `valid_b` is False for padding rows, `index_b` the
+            number of the example.
         mesh: where the batches go.
 
     Returns:
-        outputs: {name: (num_valid, ...)}, the real examples in order.
+        outputs: {name: (num_valid, ...)}, the real examples in the order of their numbers.
         states: {name: state}, merged over all batches; padding is never counted.
 
     Raises:
         ValueError: there is no batch.
     """
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     merged: dict[str, Any] = {}
     pending: _Fetched | None = None
     for batch in batches:
@@ -78,7 +80,10 @@ def run(
     if pending is None:
         raise ValueError("nothing to evaluate: the split has no batch")
     rows.append(_valid_rows(pending))
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, merged
+    order = np.argsort(np.concatenate([index_b for _, index_b in rows]), kind="stable")
+    names = rows[0][0]
+    outputs = {name: np.concatenate([row[name] for row, _ in rows])[order] for name in names}
+    return outputs, merged
 
 
 def flat_metrics(
@@ -105,7 +110,7 @@ def flat_values(
     return flat
 
 
-def _valid_rows(fetched: _Fetched) -> dict[str, np.ndarray]:
-    """Host arrays without the padding rows."""
-    outputs, valid_b = jax.device_get(fetched)
-    return {name: array[valid_b] for name, array in outputs.items()}
+def _valid_rows(fetched: _Fetched) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Host arrays without the padding rows, and the numbers of the examples."""
+    outputs, valid_b, index_b = jax.device_get(fetched)
+    return {name: array[valid_b] for name, array in outputs.items()}, index_b[valid_b]

@@ -6,6 +6,8 @@ logits of a query, and softmax does not see it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
+from jaxvsa.layers.dropout import Dropout
 from jaxvsa.layers.initializers import uniform_fan_in, xavier_uniform
 
 
@@ -32,6 +35,20 @@ def masked_softmax(logits: jax.Array, keep: jax.Array) -> jax.Array:
     weights = jnp.exp(jnp.where(keep, logits - top, -jnp.inf))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     return weights / jnp.where(total > 0, total, 1.0)
+
+
+def pair_number(query_bq: jax.Array, seen_bz: jax.Array, num_heads: int) -> jax.Array:
+    """Number of an attention weight within its example, uint32 (b,q,h,z).
+
+    Args:
+        query_bq: number of the asking element within the example, below 8192.
+        seen_bz: likewise of the element that is seen.
+        num_heads: h, at most 64.
+    """
+    query_bqhz, seen_bqhz = query_bq[:, :, None, None], seen_bz[:, None, None]
+    head_h = jnp.arange(num_heads, dtype=jnp.uint32)[None, None, :, None]
+    pair_bqhz = query_bqhz.astype(jnp.uint32) * 8192 + seen_bqhz.astype(jnp.uint32)
+    return pair_bqhz * num_heads + head_h
 
 
 class MultiHeadAttention(nn.Module):
@@ -55,15 +72,28 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query_bqd: jax.Array, memory_bzd: jax.Array, keep_bqz: jax.Array, deterministic: bool
+        self,
+        query_bqd: jax.Array,
+        memory_bzd: jax.Array,
+        keep_bqz: jax.Array,
+        example_bq: jax.Array,
+        place_bq: jax.Array,
+        place_bz: jax.Array,
+        deterministic: bool,
+        around: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> tuple[jax.Array, jax.Array]:
         """Attends from queries to a memory.
 
         Args:
             query_bqd: (b,q,d).
-            memory_bzd: (b,z,d), keys and values.
+            memory_bzd: (b,z,d), keys and values; or, with `around`, (b,y,d).
             keep_bqz: bool, True where query q may see row z; q may be 1 to share a mask.
+            example_bq: the example of a query; keys the dropout, with the two places.
+            place_bq: its number within the example, below 8192; q may be 1 here and in example_bq
+                only if q is 1.
+            place_bz: likewise of what is seen.
             deterministic: no dropout.
+            around: (b,y, ...) -> (b,z, ...), applied to keys and values; not with `fold`.
 
         Returns:
             (b,q,d) outputs and (b,q,h,z) attention weights before dropout.
@@ -72,7 +102,7 @@ class MultiHeadAttention(nn.Module):
             UserError: the heads do not divide the width.
             ValueError: sizes differ between arguments.
         """
-        bind_dims(query_bqd=query_bqd, memory_bzd=memory_bzd)
+        bind_dims(query_bqd=query_bqd, memory_byd=memory_bzd)
         width = query_bqd.shape[-1]
         if width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide width {width}")
@@ -97,11 +127,13 @@ class MultiHeadAttention(nn.Module):
             q_bqhd = jnp.einsum("bqhe,dhe->bqhd", q_bqhe, key_dhe)
             logits_bqhz = jnp.einsum("bqhd,bzd->bqhz", q_bqhd, memory_bzd)
         else:
-            k_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, key_dhe)
-            logits_bqhz = jnp.einsum("bqhe,bzhe->bqhz", q_bqhe, k_bzhe)
+            k_bzhe = around(jnp.einsum("bzd,dhe->bzhe", memory_bzd, key_dhe))
+            logits_bqhz = jnp.swapaxes(jnp.einsum("bqhe,bzhe->bhqz", q_bqhe, k_bzhe), 1, 2)
         attn_bqhz = masked_softmax(logits_bqhz, keep_bqz[:, :, None])
-        kept_bqhz = nn.Dropout(self.dropout)(attn_bqhz, deterministic=deterministic)
-        kept_bqhz = kept_bqhz.astype(compute)
+        number_bqhz = pair_number(place_bq, place_bz, self.num_heads)
+        kept_bqhz = Dropout(self.dropout, name="drop")(
+            attn_bqhz, example_bq[:, :, None, None], number_bqhz, deterministic
+        ).astype(compute)
         if self.fold:
             # The weights no longer sum to one after dropout, so neither does their share of bias.
             mixed_bqhd = jnp.einsum("bqhz,bzd->bqhd", kept_bqhz, memory_bzd)
@@ -109,6 +141,7 @@ class MultiHeadAttention(nn.Module):
             mixed_bqhe += jnp.sum(kept_bqhz, axis=-1)[..., None] * value_he[None, None]
         else:
             v_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, value_dhe) + value_he[None, None]
+            v_bzhe = around(v_bzhe)
             mixed_bqhe = jnp.einsum("bqhz,bzhe->bqhe", kept_bqhz, v_bzhe)
         return jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed) + out_d[None, None], attn_bqhz
 

@@ -9,34 +9,38 @@ import jax.numpy as jnp
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.initializers import uniform_fan_in
+from jaxvsa.layers.packed import Packing
 
 
-def tower_length(num_rows: int, num_scales: int, full_length: int) -> int:
-    """Rows on which a pyramid must be computed so that nothing of the full length is lost.
+def tower_margin(num_scales: int) -> int:
+    """Rows behind the real ones that a pyramid must be computed on, so that nothing is lost.
 
     Behind the last real row, every output of the pyramid is one constant vector except for the
-    rows within `num_scales` of either end of the padding. So the tower runs on the real rows, as
-    many again as the convolutions reach on both sides, and one row for the constant.
+    rows within `num_scales` of either end of the padding. So the tower of a video runs on its real
+    rows, as many again as the convolutions reach on both sides, and one row for the constant; or
+    on the full length, if that is not longer.
     """
-    return min(full_length, num_rows + 2 * num_scales + 1)
+    return 2 * num_scales + 1
 
 
-def full_rows(count_b: jax.Array, num_scales: int, short: int, full: int) -> jax.Array:
+def full_rows(count_b: jax.Array, num_scales: int, full: int) -> jax.Array:
     """Which row of the shortened tower stands for which row of the full one.
 
     Args:
-        count_b: int, real rows of each video.
+        count_b: int, real rows of each video; its tower has min(full, count + margin).
         num_scales: convolutions of width 3 since the padding was constant.
-        short: rows of the shortened tower, from `tower_length`.
         full: rows of the full tower.
 
     Returns:
-        int32 (b, full), values below `short`.
+        int32 (b, full).
     """
-    row_t = jnp.arange(full, dtype=jnp.int32)[None]
-    head_b1 = (count_b[:, None] + num_scales).astype(jnp.int32)
-    tail_bt = row_t - (full - short)
-    return jnp.where(row_t >= full - num_scales, tail_bt, jnp.minimum(row_t, head_b1))
+    row_v = jnp.arange(full, dtype=jnp.int32)[None]
+    count_b1 = count_b[:, None].astype(jnp.int32)
+    short_b1 = jnp.minimum(full, count_b1 + tower_margin(num_scales))
+    tail_bv = row_v - (full - short_b1)
+    return jnp.where(
+        row_v >= full - num_scales, tail_bv, jnp.minimum(row_v, count_b1 + num_scales)
+    )
 
 
 class TemporalPyramid(nn.Module):
@@ -61,36 +65,47 @@ class TemporalPyramid(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, video_btf: jax.Array, keep_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(b,t,f), bool (b,t) -> projected frames (b,t,d) and all scales (s,b,t,d), finest first.
+    def __call__(
+        self, video_mf: jax.Array, shots: Packing, keep_m: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Packed frames to projected frames (m,d) and all scales (s,m,d), finest first.
+
+        Args:
+            video_mf: features, zeros in padded rows.
+            shots: where the towers of the videos lie; convolutions do not look beyond one.
+            keep_m: bool, real frames.
 
         Raises:
-            ValueError: b or t differ between the two arguments.
+            ValueError: m differs between the arguments.
         """
-        dims = bind_dims(video_btf=video_btf, keep_bt=keep_bt)
+        dims = bind_dims(video_mf=video_mf, row_m=shots.row_n, keep_m=keep_m)
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
 
         def param(name: str, fan_in: int, *shape: int) -> jax.Array:
             return self.param(name, uniform_fan_in(fan_in), shape, store).astype(compute)
 
-        def clean(x_btd: jax.Array) -> jax.Array:
-            return jnp.where(keep_bt[..., None], x_btd, 0) if self.mask_frames else x_btd
+        # A tower begins at place 0; what follows its last row begins another or is padding.
+        first_m1 = (shots.place_n == 0)[:, None]
+        last_m1 = jnp.concatenate([first_m1[1:], jnp.ones((1, 1), bool)])
+
+        def neighbours(x_md: jax.Array) -> jax.Array:
+            x_md = jnp.where(keep_m[:, None], x_md, 0) if self.mask_frames else x_md
+            before_md = jnp.where(first_m1, 0, jnp.roll(x_md, 1, axis=0))
+            after_md = jnp.where(last_m1, 0, jnp.roll(x_md, -1, axis=0))
+            return jnp.concatenate([before_md, x_md, after_md], axis=-1)
 
         kernel_fd = param("project_kernel", dims["f"], dims["f"], self.width)
         bias_d = param("project_bias", dims["f"], self.width)
-        projected_btd = jnp.einsum("btf,fd->btd", video_btf.astype(compute), kernel_fd)
-        projected_btd += bias_d[None, None]
-        scales, x_btd = [], projected_btd
+        projected_md = video_mf.astype(compute) @ kernel_fd + bias_d[None]
+        scales, x_md = [], projected_md
         for scale in range(self.num_scales):
             fan_in = 3 * self.width
             kernel_cd = param(f"conv_kernel_{scale}", fan_in, 3 * self.width, self.width)
             bias_d = param(f"conv_bias_{scale}", fan_in, self.width)
-            padded = jnp.pad(clean(x_btd), ((0, 0), (1, 1), (0, 0)))
             # One matrix product over three shifted copies beats the convolution on CPU.
-            x_btc = jnp.concatenate([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], axis=-1)
-            x_btd = jax.nn.relu(jnp.einsum("btc,cd->btd", x_btc, kernel_cd) + bias_d[None, None])
-            scales.append(x_btd)
-        return projected_btd, jnp.stack(scales)
+            x_md = jax.nn.relu(neighbours(x_md) @ kernel_cd + bias_d[None])
+            scales.append(x_md)
+        return projected_md, jnp.stack(scales)
 
 
 class FinalCell(nn.Module):

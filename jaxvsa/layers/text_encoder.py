@@ -1,4 +1,4 @@
-"""RoBERTa and BERT encoders: ids and masks in, one vector per token out.
+"""RoBERTa and BERT encoders: packed ids in, one vector per token out.
 
 Source: RoBERTa (Liu et al., 2019) and BERT (Devlin et al., 2019) as computed by Hugging Face
 transformers; `VC-CSA` uses RoBERTa-base, `VC-CSA code, model_VCCSA.py`.
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
-from jaxvsa.layers.attention import masked_softmax
+from jaxvsa.layers.attention import masked_softmax, pair_number
+from jaxvsa.layers.dropout import Dropout, value_number
+from jaxvsa.layers.packed import Packing, Sight
 
 _INIT = nn.initializers.normal(0.02)
 
@@ -45,37 +47,56 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_blu: jax.Array, keep_bl: jax.Array, deterministic: bool
+        self, x_nu: jax.Array, packing: Packing, sight: Sight, deterministic: bool
     ) -> tuple[jax.Array, None]:
-        """(b,l,u), bool (b,l) -> ((b,l,u), None); the pair is what `nn.scan` expects."""
-        width = x_blu.shape[-1]
+        """(n,u) -> ((n,u), None); the pair is what `nn.scan` expects."""
+        width = x_nu.shape[-1]
         types = _types(self.precision)
         dense = functools.partial(nn.Dense, kernel_init=_INIT, **types)
         norm = functools.partial(_norm, epsilon=self.norm_eps, **types)
-        drop = functools.partial(nn.Dropout, deterministic=deterministic)
 
         def heads(name: str) -> jax.Array:
-            flat_blu = dense(features=width, name=name)(x_blu)
-            return flat_blu.reshape(*x_blu.shape[:2], self.num_heads, width // self.num_heads)
+            flat_kqu = packing.blocks(dense(features=width, name=name)(x_nu))
+            return flat_kqu.reshape(*flat_kqu.shape[:2], self.num_heads, width // self.num_heads)
+
+        def drop(name: str, out_nu: jax.Array) -> jax.Array:
+            example_n1 = sight.example_kq.reshape(-1, 1)
+            number_nu = value_number(packing.place_n, width)
+            return Dropout(self.dropout, name=name)(out_nu, example_n1, number_nu, deterministic)
 
         # Every token asks, pads included: VC-CSA's max-pool reads the pads' rows.
-        q_bqhe, k_blhe, v_blhe = heads("query"), heads("key"), heads("value")
-        logits_bhql = jnp.einsum(
-            "bqhe,blhe->bhql", q_bqhe, k_blhe, preferred_element_type=island(x_blu)
-        )
-        logits_bhql *= q_bqhe.shape[-1] ** -0.5
-        attn_bhql = masked_softmax(logits_bhql, keep_bl[:, None, None]).astype(v_blhe.dtype)
-        attn_bhql = drop(rate=self.attention_dropout)(attn_bhql)
-        out_bqhe = jnp.einsum("bhql,blhe->bqhe", attn_bhql, v_blhe)
+        q_kqhe, k_kqhe, v_kqhe = heads("query"), heads("key"), heads("value")
+        out_nu = self.attend(q_kqhe, packing.around(k_kqhe), packing.around(v_kqhe), sight,
+                             deterministic).reshape(x_nu.shape)  # fmt: skip
+        out_nu = drop("drop_out", dense(features=width, name="out")(out_nu))
+        x_nu = norm(name="norm_attention")(x_nu + out_nu)
+        inner_ni = dense(features=self.mlp_width, name="mlp_in")(x_nu)
+        inner_ni = jax.nn.gelu(inner_ni, approximate=False)
+        out_nu = drop("drop_mlp", dense(features=width, name="mlp_out")(inner_ni))
+        return norm(name="norm_mlp")(x_nu + out_nu), None
 
-        out_blu = dense(features=width, name="out")(out_bqhe.reshape(x_blu.shape))
-        out_blu = drop(rate=self.dropout)(out_blu)
-        x_blu = norm(name="norm_attention")(x_blu + out_blu)
-        inner_bli = dense(features=self.mlp_width, name="mlp_in")(x_blu)
-        inner_bli = jax.nn.gelu(inner_bli, approximate=False)
-        out_blu = dense(features=width, name="mlp_out")(inner_bli)
-        out_blu = drop(rate=self.dropout)(out_blu)
-        return norm(name="norm_mlp")(x_blu + out_blu), None
+    def attend(
+        self,
+        q_kqhe: jax.Array,
+        k_kzhe: jax.Array,
+        v_kzhe: jax.Array,
+        sight: Sight,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Softmax attention within `sight`, (k,q,h,e)."""
+        logits_khqz = jnp.einsum(
+            "kqhe,kzhe->khqz", q_kqhe, k_kzhe, preferred_element_type=island(q_kqhe)
+        )
+        logits_khqz *= q_kqhe.shape[-1] ** -0.5
+        attn_khqz = masked_softmax(logits_khqz, sight.keep_kqz[:, None]).astype(v_kzhe.dtype)
+        number_kqhz = pair_number(sight.place_kq, sight.place_kz, self.num_heads)
+        attn_khqz = Dropout(self.attention_dropout, name="drop_attention")(
+            attn_khqz,
+            sight.example_kq[:, None, :, None],
+            jnp.swapaxes(number_kqhz, 1, 2),
+            deterministic,
+        )
+        return jnp.einsum("khqz,kzhe->kqhe", attn_khqz, v_kzhe)
 
 
 class TextEncoder(nn.Module):
@@ -121,24 +142,33 @@ class TextEncoder(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, ids_bl: jax.Array, keep_bl: jax.Array, deterministic: bool) -> jax.Array:
-        """int32 (b,l) with pad_id at pads, bool (b,l) True = real -> (b,l,u) in the compute type.
+    def __call__(
+        self, ids_n: jax.Array, packing: Packing, sight: Sight, deterministic: bool
+    ) -> jax.Array:
+        """One vector (n,u) per packed token, in the compute type.
 
-        Every row needs at least one real token. Randomness of dropout: rng collection "dropout".
+        Args:
+            ids_n: int32 token ids of all rows, `pad_id` at padding.
+            packing: where the rows lie.
+            sight: from `Sight.of`; what is real there is no padding.
+            deterministic: no dropout; its randomness is the rng collection "dropout".
 
         Raises:
             UserError: unknown kind, a width that the heads do not divide, or more tokens than
                 positions.
             ValueError: the arguments' shapes differ.
         """
-        self._check(bind_dims(ids_bl=ids_bl, keep_bl=keep_bl)["l"])
-        x_blu = self._embed(ids_bl, keep_bl)
-        x_blu = nn.Dropout(rate=self.dropout, deterministic=deterministic)(x_blu)
+        bind_dims(ids_n=ids_n, row_n=packing.row_n)
+        self._check(packing.index_bl.shape[1])
+        x_nu = self._embed(ids_n, packing.place_n)
+        example_n1 = sight.example_kq.reshape(-1, 1)
+        number_nu = value_number(packing.place_n, self.width)
+        x_nu = Dropout(self.dropout, name="drop")(x_nu, example_n1, number_nu, deterministic)
         stack = nn.scan(
             EncoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             unroll=self.num_layers if self.unroll else 1,
         )
@@ -151,7 +181,7 @@ class TextEncoder(nn.Module):
             precision=self.precision,
             name="layers",
         )
-        return layers(x_blu, keep_bl, deterministic)[0]
+        return layers(x_nu, packing, sight, deterministic)[0]
 
     def _check(self, num_tokens: int) -> None:
         if self.kind not in ("roberta", "bert"):
@@ -167,20 +197,17 @@ class TextEncoder(nn.Module):
                 "lower data.text_len"
             )
 
-    def _embed(self, ids_bl: jax.Array, keep_bl: jax.Array) -> jax.Array:
+    def _embed(self, ids_n: jax.Array, place_n: jax.Array) -> jax.Array:
         """Sum of word, position and type rows, normalised."""
         held = self.pad_id if self.kind == "roberta" else None
         types = _types(self.precision)
         row = functools.partial(_Rows, width=self.width, param_dtype=types["param_dtype"])
-        if self.kind == "roberta":
-            real_bl = (ids_bl != self.pad_id).astype(jnp.int32)
-            at_bl = jnp.cumsum(real_bl, axis=1) * real_bl + self.pad_id
-        else:
-            at_bl = jnp.where(keep_bl, jnp.arange(ids_bl.shape[1])[None], 0)
-        x_blu = row(num_rows=self.vocab_size, held=self.pad_id, name="word")(ids_bl)
-        x_blu += row(num_rows=self.max_positions, held=held, name="position")(at_bl)
-        x_blu += row(num_rows=self.num_types, held=None, name="type")(jnp.zeros_like(ids_bl))
-        return _norm(name="norm_embed", epsilon=self.norm_eps, **types)(x_blu)
+        first, pad_at = (self.pad_id + 1, self.pad_id) if self.kind == "roberta" else (0, 0)
+        at_n = jnp.where(ids_n == self.pad_id, pad_at, place_n + first)
+        x_nu = row(num_rows=self.vocab_size, held=self.pad_id, name="word")(ids_n)
+        x_nu += row(num_rows=self.max_positions, held=held, name="position")(at_n)
+        x_nu += row(num_rows=self.num_types, held=None, name="type")(jnp.zeros_like(ids_n))
+        return _norm(name="norm_embed", epsilon=self.norm_eps, **types)(x_nu)
 
 
 class _Rows(nn.Module):
@@ -192,16 +219,16 @@ class _Rows(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, index_bl: jax.Array) -> jax.Array:
+    def __call__(self, index_n: jax.Array) -> jax.Array:
         def init(rng: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
             table = _INIT(rng, shape, dtype)
             return table if self.held is None else table.at[self.held].set(0)
 
         table = self.param("embedding", init, (self.num_rows, self.width), self.param_dtype)
-        x_blu = table[index_bl]
+        x_nu = table[index_n]
         if self.held is None:
-            return x_blu
-        return jnp.where((index_bl == self.held)[..., None], jax.lax.stop_gradient(x_blu), x_blu)
+            return x_nu
+        return jnp.where((index_n == self.held)[:, None], jax.lax.stop_gradient(x_nu), x_nu)
 
 
 def _types(precision: Precision) -> dict[str, Any]:

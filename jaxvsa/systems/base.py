@@ -64,7 +64,9 @@ class System:
         name: key of `jaxvsa.systems.build`.
         fields: batch field -> (axis letters, dtype); the tracing test and dry runs read it.
         init: (rng, batch) -> params.
-        loss: (params, batch, rng) -> {name: Mean}; "loss" is minimised; rng None = no dropout.
+        loss: (params, batch, rng) -> {name: Mean}; "loss" is minimised; rng None = no dropout. The
+            key is the same for all micro-batches and devices of an update: whatever is drawn must
+            also be keyed by `index_b`, the number of the example, as `layers.dropout` does.
         tasks: what can be evaluated.
         tables: batch field -> (table name, field of row numbers): arrays that enter the step as
             arguments and are gathered inside it; row -1 is padding and gives zeros.

@@ -12,6 +12,7 @@ from types import ModuleType, TracebackType
 from rich import progress as rich_progress
 from rich.console import Console
 
+from jaxvsa.core import distributed
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import append_jsonl, cut_jsonl, digest_bytes
 
@@ -23,7 +24,7 @@ class MetricsLog:
     """Appends rows to RUN/metrics.jsonl and copies them to the services asked for.
 
     A row is {"step", "time_s", metric: value, ...}; time_s counts from the start of this process,
-    so that it restarts at a resume.
+    so that it restarts at a resume. Of several processes only the first writes.
 
     Raises:
         UserError: a service was asked for and its package is not installed.
@@ -34,6 +35,7 @@ class MetricsLog:
         self.path = Path(run) / "metrics.jsonl"
         self._start_s = time.monotonic()
         self._last_step = -1
+        self._writes = distributed.is_first()
         self._tensorboard = _optional("tensorboardX") if tensorboard else None
         self._wandb = _optional("wandb") if wandb else None
         self._project = wandb
@@ -47,10 +49,13 @@ class MetricsLog:
         Call it at every start of a run that may have been interrupted; -1 drops all rows.
         """
         self._last_step = step
-        cut_jsonl(self.path, lambda row: row["step"] <= step)
+        if self._writes:
+            cut_jsonl(self.path, lambda row: row["step"] <= step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row."""
+        if not self._writes:
+            return
         if not self._opened:  # only now is it known where a resumed run continues
             self._open_services()
         time_s = round(time.monotonic() - self._start_s, 3)
@@ -103,6 +108,8 @@ def _optional(package: str) -> ModuleType:
 class Progress:
     """A bar with loss, samples/s and time left; plain lines where stdout is no terminal.
 
+    A console that is quiet gets neither.
+
     The rate is measured over the last 30 seconds and never contains the first update, which
     waited for compilation. It takes floats the caller has read already, so it never waits for a
     device. Use it as a context manager.
@@ -118,15 +125,15 @@ class Progress:
     ) -> None:
         """Prepare a bar of `total` steps, of which `start` were done before this process."""
         self._total = total
-        self._enabled = enabled
         self._console = console or Console(highlight=False)
+        self._enabled = enabled and not self._console.quiet
         self._clock = clock
         self._samples = 0
         self._window: collections.deque[tuple[float, int, int]] = collections.deque()
         self._line = ""
         self._last_line_s = clock()
         self._bar: rich_progress.Progress | None = None
-        if enabled and self._console.is_terminal:
+        if self._enabled and self._console.is_terminal:
             self._bar = rich_progress.Progress(
                 rich_progress.TextColumn("step {task.completed}/{task.total}"),
                 rich_progress.BarColumn(bar_width=None),

@@ -1,9 +1,10 @@
 """The training loop: when to evaluate, save, log and stop. It knows neither model nor data.
 
-Order of one turn: read what is pending -> evaluate if due -> save if due -> next batch -> dispatch.
-The terms of a step are read after the next one is dispatched, so that the device never waits for
-the host, except before saving: a state is saved only once its own losses were read and found
-finite. Saving comes before the next batch is taken, so that the saved stream fits the saved step.
+Order of one turn: read what is pending -> evaluate if due -> save if due or told to stop -> next
+batch -> dispatch. The terms of a step are read after the next one is dispatched, so that the device
+never waits for the host, except before saving: a state is saved only once its own losses were read
+and found finite. Saving comes before the next batch is taken, so that the saved stream fits the
+saved step.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Memory:
         skipped: updates refused so far.
         window: sums (total, weight) of the unfinished row of metrics.jsonl.
         finished: no update is left to do.
+        owed: the evaluation due at this step was interrupted and is still to be done.
     """
 
     best: float | None = None
@@ -95,6 +97,11 @@ class Memory:
     skipped: int = 0
     window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     finished: bool = False
+    owed: bool = False
+
+
+class Interrupted(Exception):
+    """An evaluation was broken off because the process is to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +110,12 @@ class Hooks:
 
     Attributes:
         step: (state, batch) -> (state, terms); jitted, places the batch, donates the state.
-        evaluate: (state) -> dev metrics.
-        save: (state, memory, score or None).
+        evaluate: (state) -> dev metrics; may raise `Interrupted`.
+        save: (state, memory, score or None); called again for the step that was resumed from if
+            an evaluation was owed there.
         rate: learning rate of an update, for the log.
         newest: step of the newest checkpoint, for messages.
+        stop: whether to save and stop now; asked once a turn, the same answer on every process.
     """
 
     step: Callable[[State, Any], tuple[State, Mapping[str, Any]]]
@@ -114,6 +123,7 @@ class Hooks:
     save: Callable[[State, Memory, float | None], None]
     rate: Callable[[int], Any]
     newest: Callable[[], int | None]
+    stop: Callable[[], bool]
 
 
 class Loop:
@@ -133,32 +143,61 @@ class Loop:
         self.options, self.num_steps, self.eval_every = options, num_steps, eval_every
         self.hooks, self.log, self.progress, self.memory = hooks, log, progress, memory
         self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._saved = -1
 
     def run(self, state: State, stream: Iterator[Any]) -> State:
-        """Trains from `state`, whose step says where the stream stands, to the end.
+        """Trains from `state`, whose step says where the stream stands, to the end or to a stop.
 
         Raises:
             UserError: a gradient was not finite (option "stop", or too many were skipped), or the
                 device ran out of memory.
+            Exception: whatever the stream or the evaluation raised; in a single process the last
+                state is saved.
         """
-        start = step = int(state.step)
+        start = step = self._saved = int(state.step)
         while True:
             score, evaluated = None, False
-            # What was due at the step of a checkpoint was done before it was written.
-            if step > start and self._due(step, self.eval_every):
+            # What was due at the step of a checkpoint was done before it was written, or is owed.
+            if (step > start or self.memory.owed) and self._due(step, self.eval_every):
                 self._read()
-                score, evaluated = self._evaluate(state, step), True
-            done = step >= self.num_steps or self._exhausted()
-            if step > start and (evaluated or done or self._due(step, self.options.save_every)):
-                self._read()
-                self.memory.finished = done
-                self.hooks.save(state, self.memory, score)
-            if done:
+                score, evaluated = self._evaluate(state, step)
+            stop = self.hooks.stop() or self.memory.owed
+            done = not self.memory.owed and (step >= self.num_steps or self._exhausted())
+            due = done or stop or self._due(step, self.options.save_every)
+            if evaluated or (step > start and due):
+                self._save(state, step, score, done)
+            if done or stop:
                 return state
-            state, terms = self._dispatch(state, next(stream))
+            state, terms = self._dispatch(state, self._next(stream, state, step))
             self._read()
             step += 1
             self._pending = (step, terms)
+
+    def _save(self, state: State, step: int, score: float | None, done: bool) -> None:
+        self._read()
+        self.memory.finished = done
+        self.hooks.save(state, self.memory, score)
+        self._saved = step
+
+    def _next(self, stream: Iterator[Any], state: State, step: int) -> Any:
+        try:
+            return next(stream)
+        except Exception as error:
+            self._rescue(state, step)
+            error.add_note(f"while loading the batch of update {step + 1}; {self._good()}")
+            raise
+
+    def _rescue(self, state: State, step: int) -> None:
+        """Saves what was done before an error that the state has no part in ends the run.
+
+        Not with several processes: the others do not know, and all save or none.
+        """
+        if step > self._saved and jax.process_count() == 1:
+            self._save(state, step, None, False)
+
+    def _good(self) -> str:
+        newest = self.hooks.newest()
+        return "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
 
     def _due(self, step: int, every: int) -> bool:
         """Whether step is a multiple of `every` (0 = never) or the last one."""
@@ -212,21 +251,31 @@ class Loop:
         window[0] += 1
         self.memory.skipped += 1
         if self.options.nonfinite == "stop" or self.memory.skipped > self.options.max_skipped:
-            newest = self.hooks.newest()
-            good = "there is no checkpoint yet" if newest is None else f"step {newest} is saved"
             raise UserError(
-                f"the gradient of update {step} is not finite, so it was not applied; {good}; "
+                f"the gradient of update {step} is not finite, so it was not applied; "
+                f"{self._good()}; "
                 "lower config.optim.lr, set config.optim.clip_norm, or set "
                 "config.train.nonfinite='skip' with a higher config.train.max_skipped"
             )
 
-    def _evaluate(self, state: State, step: int) -> float | None:
-        metrics = self.hooks.evaluate(state)
+    def _evaluate(self, state: State, step: int) -> tuple[float | None, bool]:
+        """The score, and whether the evaluation came to its end."""
+        try:
+            metrics = self.hooks.evaluate(state)
+        except Interrupted:
+            self.memory.owed = True
+            return None, False
+        except Exception as error:
+            self.memory.owed = True
+            self._rescue(state, step)
+            error.add_note(f"while evaluating; {self._good()}")
+            raise
+        self.memory.owed = False
         self.log.write(step, metrics)
         self.progress.restart_window()
         name = self.options.select_on
         if not name:
-            return None
+            return None, True
         if name not in metrics:
             raise UserError(
                 f"config.train.select_on is '{name}', which the evaluation does not give; "
@@ -238,4 +287,4 @@ class Loop:
         else:
             self.memory.stale += 1
         self.progress.say(f"step {step}  {name} {score:.4f}  best {self.memory.best:.4f}")
-        return score
+        return score, True

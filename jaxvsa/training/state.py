@@ -18,7 +18,7 @@ class State(struct.PyTreeNode):
 
     Attributes:
         step: int32 scalar, updates tried so far.
-        rng: key of the run; folded with the step and the micro-batch, never split in place.
+        rng: key of the run; folded with the step, never split in place.
         learn: parameters with a gradient, nested dicts.
         held: frozen parameters: no gradient, no moments, and not in the checkpoint (their digest
             is).

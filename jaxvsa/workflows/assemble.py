@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import grain
+import jax
 import numpy as np
 
 from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.comments import CommentExamples
+from jaxvsa.data.comments import CommentExamples, Videos
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, Manifest
 from jaxvsa.data.pipeline import batches
@@ -22,6 +24,7 @@ from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.text import TextCodec, UnknownShare
 from jaxvsa.interop.roberta import check_vocab, read_encoder
+from jaxvsa.layers.temporal import tower_margin
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params
 from jaxvsa.workflows.demo import ensure_demo
@@ -37,20 +40,20 @@ class DataOptions:
         root: folder written by `python -m jaxvsa.prepare`; "demo" is the synthetic corpus.
         protocol: which split: "official", or "by_video" (no video in two splits).
         text_len: longest comment in tokens, special tokens included.
-        text_pad: "rung" pads a batch to the next of `text_rungs`; "max" always to `text_len`.
-        text_rungs: admissible padded lengths, increasing, the last one `text_len`.
-        frame_rungs: likewise of frames, the last one the model's `visual_length`.
-        resident: features lie on the device as one array; False gathers them on the host.
+        text_pad: "one" padding token a comment, which stands for all of them; "max" all of them:
+            the published statistics of dropout, at the old cost.
+        shapes: most padded shapes of the batches of a split; each is one compilation.
+        resident: features lie on the device as one array, "yes" or "no" (gathered on the host);
+            "auto" if they take no more than `RESIDENT_SHARE` of its memory.
         vocab_size: ids of the byte-level BPE trained on the train comments without weights.
     """
 
     root: str
     protocol: str
     text_len: int
-    text_pad: Literal["rung", "max"]
-    text_rungs: tuple[int, ...]
-    frame_rungs: tuple[int, ...]
-    resident: bool
+    text_pad: Literal["one", "max"]
+    shapes: int
+    resident: Literal["auto", "yes", "no"]
     vocab_size: int
 
 
@@ -74,28 +77,49 @@ class Batching:
     Attributes:
         variant: of the model: "text" reads no features, "video" no text.
         text_len: see `DataOptions`.
-        rungs: axis -> admissible lengths.
+        pad_all: every padding token of a comment is in the batch.
+        most_shapes: see `DataOptions.shapes`.
         frames_limit: the model's `visual_length`.
+        margin: rows that a video needs behind its frames.
         resident: see `DataOptions`.
     """
 
     variant: str
     text_len: int
-    rungs: dict[str, tuple[int, ...]]
+    pad_all: bool
+    most_shapes: int
     frames_limit: int
-    resident: bool
+    margin: int
+    resident: str
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Batching:
         """Read from a resolved configuration."""
         data = build(DataOptions, config["data"], "config.data")
-        variant, limit = config["model"]["variant"], config["model"]["visual_length"]
-        text = (data.text_len,) if data.text_pad == "max" else data.text_rungs
-        _check_last("text_rungs", text, data.text_len, "config.data.text_len")
-        if variant != "text":
-            _check_last("frame_rungs", data.frame_rungs, limit, "config.model.visual_length")
-        rungs = {"l": text} if variant == "text" else {"l": text, "t": data.frame_rungs}
-        return cls(variant, data.text_len, rungs, limit, data.resident)
+        model = config["model"]
+        if data.shapes < 1:
+            raise UserError(f"config.data.shapes is {data.shapes}; 1 is the least")
+        return cls(
+            model["variant"],
+            data.text_len,
+            data.text_pad == "max",
+            data.shapes,
+            model["visual_length"],
+            tower_margin(model["num_scales"]),
+            data.resident,
+        )
+
+    def full_sizes(self, batch_size: int = 1) -> dict[str, int]:
+        """Sizes of a batch of one group whose rows are all as long as they can be."""
+        text, frames = self.text_len, self.frames_limit
+        sizes = {"n": batch_size * text, "l": text, "m": batch_size * frames, "t": frames}
+        return {"g": 1, "b": batch_size, **sizes}
+
+    def is_resident(self, features: FeatureTable | None) -> bool:
+        """Whether the features lie on the device as one array; see `DataOptions`."""
+        if features is None or self.resident == "no":
+            return False
+        return self.resident == "yes" or features.values_nf.nbytes <= device_bytes() * RESIDENT_SHARE
 
     def examples(
         self,
@@ -103,37 +127,48 @@ class Batching:
         codec: TextCodec,
         row_b: np.ndarray | None,
         features: FeatureTable | None,
+        share: bool = False,
     ) -> CommentExamples:
-        """All comments, tokenised once."""
-        texts = [""] * len(comments) if self.variant == "video" else comments.text
-        seen = self.variant != "text"
+        """All comments, tokenised once; `share`: those on one video share its frames."""
+        videos = None
+        if self.variant != "text" and row_b is not None and features is not None:
+            resident = self.is_resident(features)
+            videos = Videos(row_b, features, self.frames_limit, self.margin, resident, share)
+        tokens = None
+        if self.variant != "video":
+            tokens = codec.encode(comments.text, self.text_len)
         return CommentExamples(
-            codec.encode(texts, self.text_len),
+            tokens,
             comments.labels,
-            row_b if seen else None,
-            features if seen else None,
+            videos,
             pad_id=codec.pad_id,
             text_len=self.text_len,
-            frames_limit=self.frames_limit if seen else 0,
-            resident=self.resident,
+            pad_all=self.pad_all,
         )
 
     def plan(self, examples: CommentExamples, batch_size: int, **how: Any) -> BatchPlan:
         """The batches of all examples; `how` as in `BatchPlan`."""
-        return BatchPlan(examples.needs(), self.rungs, batch_size, limits=examples.limits, **how)
+        return BatchPlan(examples.axes(), batch_size, shapes=self.most_shapes, **how)
 
-    def in_order(self, examples: CommentExamples, batch_size: int) -> grain.MapDataset:
-        """Every example once, for evaluation; a short list gets a batch of its own size."""
-        return batches(self.plan(examples, batch_size, shuffle=False), examples)
+    def in_order(
+        self, examples: CommentExamples, batch_size: int, shards: tuple[Sequence[int], int]
+    ) -> grain.MapDataset:
+        """Every example once, for evaluation, in batches of those on one video; shuffles nothing.
+
+        `shards` as in `pipeline.batches`.
+        """
+        plan = self.plan(examples, batch_size, order=examples.in_order(), groups=shards[1])
+        return batches(plan, examples, shards=shards)
 
 
-def _check_last(name: str, rungs: Sequence[int], limit: int, source: str) -> None:
-    """The longest batch is as long as the model allows."""
-    if not rungs or rungs[-1] != limit:
-        raise UserError(
-            f"config.data.{name} is {tuple(rungs)}, but {source} is {limit}; the last rung must be "
-            f"{limit}"
-        )
+RESIDENT_SHARE = 0.4
+"""Share of a device's memory that features may take to be resident without being asked to."""
+
+
+def device_bytes() -> int:
+    """Memory of the first device, or of the machine where the device does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,10 +222,10 @@ class Assembled:
         return self.prepared.comments(self.protocol, split)
 
     def examples(self, split: str) -> CommentExamples:
-        """The comments of a split, tokenised."""
+        """The comments of a split, tokenised; those to evaluate share their videos."""
         comments, features = self.comments(split), self.features
         row_b = None if features is None else features.rows(comments.video)
-        return self.batching.examples(comments, self.codec, row_b, features)
+        return self.batching.examples(comments, self.codec, row_b, features, split != "train")
 
 
 def assemble(config: Mapping[str, Any], run: Path) -> Assembled:

@@ -30,7 +30,7 @@ from jaxvsa.workflows.runs import RunFolder
 from jaxvsa.workflows.score import check_features
 
 DRIVER = Path("/proc/driver/nvidia/version")
-KEPT = 3  # checkpoints on the disk at once: the newest, the best, the one being written
+KEPT = 4  # checkpoints on the disk at once: two newest, the best, the one being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +176,6 @@ def _of_checkpoints(checkpoints: Checkpoints) -> Iterator[Finding]:
 
 
 def _checkpoint(checkpoints: Checkpoints, step: int) -> str:
-    if not (checkpoints.folder / str(step) / "meta").exists():
-        raise UserError(f"{checkpoints.folder / str(step)} is incomplete; delete it")
     state = checkpoints.restore_raw(step, SAVED)
     return f"intact, {_size(trees.num_bytes(state))}"
 
@@ -247,9 +245,8 @@ def _setup(config: Mapping[str, Any], folder: Path, found: list[Setup]) -> str:
     """Appends to `found` what `fit` would start from."""
     setup = prepare_run(config, folder)
     batching = setup.data.batching
-    largest = {axis: rungs[-1] for axis, rungs in batching.rungs.items()}
     width = setup.data.facts.feature_width or 0
-    batch = abstract_batch(setup.system, {"b": 1, "f": width, **largest})
+    batch = abstract_batch(setup.system, {"f": width, **batching.full_sizes()})
     jax.eval_shape(setup.system.init, jax.random.key(0), batch)
     found.append(setup)
     return (

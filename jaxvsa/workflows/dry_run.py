@@ -78,13 +78,12 @@ def _feature_bytes(setup: Setup) -> int:
 
 def _flops(setup: Setup, shape: tuple[int, ...]) -> int:
     """Operations of one training step at one batch shape."""
-    options, data = setup.options, setup.data
-    sizes = dict(zip(data.batching.rungs, shape, strict=True))
-    micro = options.batch_size // options.accumulate
-    batch = abstract_batch(setup.system, {"b": micro, "f": data.facts.feature_width or 0, **sizes})
+    plan, micro = setup.plan, setup.options.accumulate
+    sizes = dict(zip(plan.axes, shape, strict=True))
+    sizes |= {"g": plan.groups // micro, "b": plan.batch_size // micro}
+    batch = abstract_batch(setup.system, {"f": setup.data.facts.feature_width or 0, **sizes})
     stacked = {
-        name: jax.ShapeDtypeStruct((options.accumulate, *leaf.shape), leaf.dtype)
-        for name, leaf in batch.items()
+        name: jax.ShapeDtypeStruct((micro, *leaf.shape), leaf.dtype) for name, leaf in batch.items()
     }
     step = functools.partial(train_step, setup.system, setup.tx)
     return count_flops(lambda state, batch: step(state, {}, batch), setup.abstract, stacked)
@@ -94,11 +93,10 @@ def _time_steps(setup: Setup, shardings: State) -> float:
     """Median seconds of a step at the most frequent batch shape, compilation apart."""
     shapes = setup.plan.shapes()
     typical = max(shapes, key=lambda shape: shapes[shape])
-    axes = list(setup.data.batching.rungs)
     same = [
         step
         for step in range(min(len(setup.plan), setup.plan.steps_per_epoch))
-        if tuple(setup.plan[step].sizes[axis] for axis in axes) == typical
+        if tuple(setup.plan[step].sizes.values()) == typical
     ]
     batch = setup.stream[same[0]]
     data = setup.data

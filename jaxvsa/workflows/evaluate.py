@@ -8,14 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxvsa.core import distributed
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.mesh import local_shards, put_whole
 from jaxvsa.data.features import Manifest
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import DEMO, Batching
 from jaxvsa.workflows.demo import ensure_demo
-from jaxvsa.workflows.predict import all_devices, on_every_device
+from jaxvsa.workflows.predict import all_devices
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
 
@@ -58,7 +60,8 @@ def evaluate(
     files = Path(out) if out else folder.predictions if own else folder.predictions / name
     scored = _score(trained, prepared, protocol, split)
     labels = trained.facts.label_names
-    scoring.write_scored(files, scored, split, labels)
+    if distributed.is_first():
+        scoring.write_scored(files, scored, split, labels)
     model = Row(f"{trained.system.name} (step {trained.step})", scored.values, scored.errors)
     rows = [model, *scoring.baselines(prepared, protocol, [split])]
     console = console or Console(quiet=True)
@@ -110,13 +113,13 @@ def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> s
     batching, mesh = Batching.of(trained.config), all_devices()
     features = None if trained.manifest is None else prepared.features()
     row_b = None if features is None else features.rows(comments.video)
-    examples = batching.examples(comments, trained.codec, row_b, features)
+    examples = batching.examples(comments, trained.codec, row_b, features, share=True)
     size = scoring.batch_size(len(comments), trained.config["train"]["eval_batch_size"], mesh)
     return scoring.score(
         trained.system,
-        on_every_device(trained.params, mesh),
+        put_whole(trained.params, mesh),
         scoring.place_tables(trained.system, batching, features, mesh),
-        batching.in_order(examples, size),
+        batching.in_order(examples, size, local_shards(mesh)),
         comments,
         trained.facts.label_names,
         mesh,

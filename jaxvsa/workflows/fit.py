@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,22 @@ from jaxvsa.core import trees
 from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.config import build, to_plain
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.files import read_json, write_json
-from jaxvsa.data.pipeline import batches, iterate
+from jaxvsa.core.signals import Interrupts
+from jaxvsa.data.pipeline import Batch, batches, iterate
 from jaxvsa.evaluation.evaluator import flat_metrics, run
-from jaxvsa.evaluation.tables import Row, render
+from jaxvsa.evaluation.tables import Row
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System, abstract_batch
 from jaxvsa.training.log import MetricsLog, Progress
-from jaxvsa.training.loop import Hooks, Loop, Memory, TrainOptions
+from jaxvsa.training.loop import Hooks, Interrupted, Loop, Memory, TrainOptions
 from jaxvsa.training.optim import OptimOptions, make_optimizer
+from jaxvsa.training.profile import parse_span, profiled
 from jaxvsa.training.state import State, start
 from jaxvsa.training.step import make_step
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import Assembled, assemble
-from jaxvsa.workflows.demo import demo_facts
-from jaxvsa.workflows.runs import RunFolder, choose_step, describe, read_trained
+from jaxvsa.workflows.report import read_rows, report, show
+from jaxvsa.workflows.runs import RunFolder, describe, read_trained
 
 SAVED = ("step", "rng", "learn", "opt", "skipped")
 
@@ -52,6 +53,7 @@ class Setup:
     options: TrainOptions
     num_steps: int
     eval_every: int
+    profile: tuple[int, int] | None
     stream: Any
     plan: Any
     tx: optax.GradientTransformation
@@ -84,11 +86,16 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
         )
     mesh = meshes.make_mesh(mesh_options, devices)
     meshes.check_batch(options.batch_size // options.accumulate, mesh)
+    examples, shards = data.examples("train"), meshes.local_shards(mesh)
+    per_epoch = -(-len(examples) // options.batch_size)
+    num_steps = options.steps or max(1, round(options.epochs * per_epoch))
     plan = data.batching.plan(
-        examples := data.examples("train"), options.batch_size, seed=plain["seed"]
+        examples,
+        options.batch_size,
+        groups=options.accumulate * shards[1],
+        seed=plain["seed"],
+        num_steps=num_steps,
     )
-    num_steps = options.steps or max(1, round(options.epochs * plan.steps_per_epoch))
-    plan = data.batching.plan(examples, options.batch_size, seed=plain["seed"], num_steps=num_steps)
     rng = jax.random.key(plain["seed"])
     params = jax.eval_shape(system.init, rng, _example(data, system))
     learn, _ = trees.split(params, system.trainable)
@@ -102,7 +109,8 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
         options=options,
         num_steps=num_steps,
         eval_every=options.eval_every or plan.steps_per_epoch,
-        stream=batches(plan, examples, options.accumulate),
+        profile=parse_span(plain["profile"], num_steps),
+        stream=batches(plan, examples, options.accumulate, shards),
         plan=plan,
         tx=tx,
         rate=rate,
@@ -115,7 +123,7 @@ def _check_outline(config: Mapping[str, Any]) -> None:
     outline: dict[str, type] = dict.fromkeys(
         ("data", "weights", "model", "loss", "optim", "train", "mesh"), dict
     )
-    outline |= {"system": str, "seed": int, "init_from": str}
+    outline |= {"system": str, "seed": int, "init_from": str, "profile": str}
     for key, kind in outline.items():
         if not isinstance(config.get(key), kind):
             found = "missing" if key not in config else f"{config[key]!r}"
@@ -127,8 +135,8 @@ def _check_outline(config: Mapping[str, Any]) -> None:
 
 def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes at the full lengths, so that what does not fit is found before the first step."""
-    sizes = {axis: ladder[-1] for axis, ladder in data.batching.rungs.items()}
-    return abstract_batch(system, {"b": batch, "f": data.facts.feature_width or 0, **sizes})
+    sizes = data.batching.full_sizes(batch)
+    return abstract_batch(system, {"f": data.facts.feature_width or 0, **sizes})
 
 
 def first_state(setup: Setup, shardings: State) -> State:
@@ -146,7 +154,9 @@ def first_state(setup: Setup, shardings: State) -> State:
             raise UserError(f"config.init_from: {error}") from error
     elif data.text_params is not None:
         params["text"] = _adopt(params["text"], data.text_params, data.config["weights"]["text"])
-    return jax.device_put(start(system, setup.tx, params, run_rng), shardings)
+    # Unlike `device_put`, this also reaches the devices of other processes.
+    place = jax.jit(lambda state: state, out_shardings=shardings)
+    return place(start(system, setup.tx, params, run_rng))
 
 
 def _adopt(ours: Params, theirs: Params, where: str) -> Params:
@@ -170,17 +180,20 @@ def saved(state: State) -> dict[str, Any]:
 
 
 def resume(setup: Setup, checkpoints: Checkpoints, shardings: State) -> tuple[State, Memory, Any]:
-    """The state, the loop's memory and the stream's state of the newest checkpoint, or new ones."""
-    step = checkpoints.newest()
-    if step is None:
-        return first_state(setup, shardings), Memory(), None
-    meta = checkpoints.read_meta(step)
+    """The state, the loop's memory and the stream's state of the newest checkpoint, or new ones.
+
+    Raises:
+        UserError: no checkpoint is intact, or they are of another model or other frozen weights.
+    """
     target = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         saved(setup.abstract),
         saved(shardings),
     )
-    restored = checkpoints.restore(step, target)
+    found = checkpoints.restore_newest(target)
+    if found is None:
+        return first_state(setup, shardings), Memory(), None
+    _, restored, meta = found
     held: Params = {}
     if meta["held"]:
         # Frozen parameters are not in a checkpoint: they are made again as at the start.
@@ -209,15 +222,26 @@ def fit(
 
     Raises:
         UserError: everything that the user can mend.
+        SystemExit: code 0, after SIGTERM; what was trained is saved.
+        KeyboardInterrupt: after Ctrl-C, likewise.
     """
-    setup = prepare_run(config, Path(run_path), devices)
-    identity = setup.data.config, data_record(setup.data)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    with Interrupts(say) as interrupts:
+        return _fit(config, Path(run_path), console, devices, interrupts)
+
+
+def _fit(
+    config: ConfigDict, run_path: Path, console: Console, devices: Any, interrupts: Interrupts
+) -> list[Row]:
+    setup = prepare_run(config, run_path, devices)
+    data = setup.data
+    identity = data.config, data_record(data)
     existed = setup.folder.check(*identity)
     checkpoints = setup.folder.checkpoints()
     if existed and setup.folder.results.exists():
         console.print(f"{run_path} is complete; its results:", markup=False)
         rows = read_rows(setup.folder.results)
-        show(rows, setup, console)
+        show(rows, setup.folder, data, console)
         return rows
     say_start(setup, console)
     shardings = meshes.shardings(
@@ -228,12 +252,15 @@ def fit(
     setup.folder.begin(*identity)  # only now is nothing left that could refuse the run
     if step := int(started[0].step):
         console.print(f"resuming {run_path} at step {step} of {setup.num_steps}", markup=False)
-    try:
-        train(setup, checkpoints, shardings, *started, log, console)
-    finally:
-        checkpoints.close()
-    rows = report(setup, checkpoints)
-    show(rows, setup, console)
+    with interrupts.waiting():
+        try:
+            state = train(setup, checkpoints, shardings, *started, log, console, interrupts.poll)
+        finally:
+            checkpoints.close()
+        if interrupts.poll():
+            interrupts.leave(f"at step {int(state.step)}")
+    rows = report(checkpoints, setup.folder, data, setup.mesh, setup.options.eval_batch_size)
+    show(rows, setup.folder, data, console)
     return rows
 
 
@@ -246,126 +273,77 @@ def train(
     stream_state: Any,
     log: MetricsLog,
     console: Console,
+    stop: Callable[[], bool] = lambda: False,
 ) -> State:
-    """Runs the loop with this run's files and functions."""
+    """Runs the loop with this run's files and functions, until `stop` says so."""
     system, mesh, data = setup.system, setup.mesh, setup.data
     tables = scoring.place_tables(system, data.batching, data.features, mesh)
     stream = iterate(setup.stream, stream_state)
     jitted = make_step(system, setup.tx, mesh, setup.mesh_options.step, shardings)
     held = describe(data.config, data.facts, data.codec, data.manifest, state.held)
+    first = int(state.step)
 
     def step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, Mapping[str, Any]]:
         return jitted(state, tables, batch)
 
     def save(state: State, memory: Memory, value: float | None) -> None:
         meta = {**held, "memory": dataclasses.asdict(memory), "stream": stream.get_state()}
-        checkpoints.save(int(state.step), saved(state), meta, value)
+        if int(state.step) == first:  # an evaluation that was owed: the arrays are on the disk
+            checkpoints.amend(first, meta, value)
+        else:
+            checkpoints.save(int(state.step), saved(state), meta, value)
 
     def newest() -> int | None:
         checkpoints.wait()  # one that is being written counts as soon as it is complete
         return checkpoints.newest()
 
-    log.cut_after(int(state.step))
-    with Progress(setup.num_steps, int(state.step), True, console) as progress:
-        loop = Loop(
-            setup.options,
-            setup.num_steps,
-            setup.eval_every,
-            Hooks(step, dev_metrics(setup, tables), save, setup.rate, newest),
-            log,
-            progress,
-            memory,
-        )
-        try:
-            return loop.run(state, stream)
-        finally:
-            log.close()
+    log.cut_after(first)
+    with Progress(setup.num_steps, first, True, console) as progress:
+        traced = setup.folder.path / "profile"
+        with profiled(setup.profile, first, traced, progress.say, step, stream) as (call, feed):
+            loop = Loop(
+                setup.options,
+                setup.num_steps,
+                setup.eval_every,
+                Hooks(call, dev_metrics(setup, tables, stop), save, setup.rate, newest, stop),
+                log,
+                progress,
+                memory,
+            )
+            try:
+                return loop.run(state, feed)
+            finally:
+                log.close()
 
 
 def dev_metrics(
-    setup: Setup, tables: Mapping[str, jax.Array]
+    setup: Setup, tables: Mapping[str, jax.Array], stop: Callable[[], bool]
 ) -> Callable[[State], dict[str, float]]:
-    """Function: state -> metrics on dev, among them the sum that selects; {} without dev."""
+    """Function: state -> metrics on dev, among them the sum that selects; {} without dev.
+
+    It asks `stop` before every batch, because a long evaluation would outlast the patience of
+    whoever sent a signal.
+    """
     data, system, mesh = setup.data, setup.system, setup.mesh
     if "dev" not in data.splits:
         return lambda state: {}
     examples = data.examples("dev")
     size = scoring.batch_size(len(examples), setup.options.eval_batch_size, mesh)
-    dev = data.batching.in_order(examples, size)
+    dev = data.batching.in_order(examples, size, meshes.local_shards(mesh))
     task, names = system.tasks[scoring.TASK], data.facts.label_names
 
+    def until_stop() -> Iterator[Batch]:
+        for batch in iterate(dev):
+            if stop():
+                raise Interrupted
+            yield batch
+
     def evaluate(state: State) -> dict[str, float]:
-        _, states = run(system, task, state.params(), tables, iterate(dev), mesh)
+        _, states = run(system, task, state.params(), tables, until_stop(), mesh)
         values = flat_metrics(states, "dev", names)
         return {**values, "dev/all/micro_f1_sum": scoring.sum_of_micro_f1(values, "dev", names)}
 
     return evaluate
-
-
-def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
-    """Scores dev and test with the selected checkpoint, writes all files, returns the table."""
-    which = "best" if setup.options.select_on else "newest"
-    step = choose_step(checkpoints, which, setup.folder.path)
-    trained = read_trained(setup.folder.path, step)
-    system, data, mesh = trained.system, setup.data, setup.mesh
-    tables = scoring.place_tables(system, data.batching, data.features, mesh)
-    params = jax.device_put(trained.params)
-    values: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    splits = [split for split in ("dev", "test") if split in data.splits]
-    for split in splits:
-        comments = data.comments(split)
-        size = scoring.batch_size(len(comments), setup.options.eval_batch_size, mesh)
-        ordered = data.batching.in_order(data.examples(split), size)
-        scored = scoring.score(
-            system, params, tables, ordered, comments, data.facts.label_names, mesh, split
-        )
-        scoring.write_scored(setup.folder.predictions, scored, split, data.facts.label_names)
-        values |= scored.values
-        errors |= scored.errors
-    name = f"{system.name} (step {step})"
-    rows = [Row(name, values, errors), *scoring.baselines(data.prepared, data.protocol, splits)]
-    write_json(setup.folder.results, [dataclasses.asdict(row) for row in rows])
-    return rows
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of results.json.
-
-    Raises:
-        UserError: it is not what was written.
-    """
-    try:
-        rows = [Row(**row) for row in read_json(path, "results")]
-    except (TypeError, UserError):
-        rows = []
-    if not rows:
-        raise UserError(f"{path} is damaged; delete it and run the same command to make it again")
-    return rows
-
-
-def show(rows: list[Row], setup: Setup, console: Console) -> None:
-    """Prints the table, and where the files are."""
-    splits = [
-        split for split in ("dev", "test") if any(k.startswith(split) for k in rows[0].values)
-    ]
-    render(rows, setup.data.facts.label_names, splits, console)
-    console.print(f"± is one standard error over videos. Files: {setup.folder.path}", markup=False)
-    facts = demo_facts(setup.data.prepared.root)
-    if facts is not None:
-        for task, found in facts.closed_form.items():
-            values = ", ".join(f"{mode} {100 * value:.2f} %" for mode, value in found.items())
-            console.print(
-                f"expected accuracy of the best rule, {task}: {values}",
-                markup=False,
-                soft_wrap=True,
-            )
-        console.print(
-            "This was the demo on a synthetic corpus. Real data: python -m jaxvsa.prepare csmv "
-            "--help, then --config configs/vccsa.py:paper --config.data.root=DIR",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def data_record(data: Assembled) -> dict[str, Any]:

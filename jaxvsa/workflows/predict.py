@@ -7,19 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxvsa.core.errors import UserError, nearest
-from jaxvsa.core.mesh import MeshOptions, make_mesh
+from jaxvsa.core.mesh import MeshOptions, local_shards, make_mesh, put_whole
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, read_npy_folder
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.sources.table import read_records, read_row
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
-from jaxvsa.systems.base import Params
 from jaxvsa.workflows.assemble import Batching
 from jaxvsa.workflows.runs import Trained, read_trained
 from jaxvsa.workflows.score import TASK, LabelNames, batch_size
@@ -41,7 +39,7 @@ class Model:
         self.config = trained.config
         self._trained = trained
         self._mesh = all_devices()
-        self._params = on_every_device(trained.params, self._mesh)
+        self._params = put_whole(trained.params, self._mesh)
 
     def predict(
         self,
@@ -77,16 +75,16 @@ class Model:
         suffix: str = ".npy",
     ) -> list[dict[str, Any]]:
         """`predict` for rows that come with their place in a file, for messages."""
-        batching = dataclasses.replace(Batching.of(self.config), resident=False)
+        batching = dataclasses.replace(Batching.of(self.config), resident="no")
         comments = to_comments(records, self.labels, need_video=batching.variant != "text")
         if not len(comments):
             return []
         table = self._features(comments.video, batching.frames_limit, features, suffix)
         trained = self._trained
         row_b = None if table is None else table.rows(comments.video)
-        examples = batching.examples(comments, trained.codec, row_b, table)
+        examples = batching.examples(comments, trained.codec, row_b, table, share=True)
         size = batch_size(len(comments), self.config["train"]["eval_batch_size"], self._mesh)
-        stream = iterate(batching.in_order(examples, size))
+        stream = iterate(batching.in_order(examples, size, local_shards(self._mesh)))
         task = trained.system.tasks[TASK]
         probs, _ = run_task(trained.system, task, self._params, {}, stream, self._mesh)
         return prediction_rows(comments, probs, self.labels)
@@ -200,8 +198,3 @@ def _index(row: Mapping[str, Any], task: str, names: Sequence[str]) -> int:
 def all_devices() -> Mesh:
     """A mesh that splits the batch over all devices: a trained model runs on any machine."""
     return make_mesh(MeshOptions(data=-1, fsdp=1, tensor=1, step="jit"))
-
-
-def on_every_device(params: Params, mesh: Mesh) -> Params:
-    """The parameters, whole on each device."""
-    return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))

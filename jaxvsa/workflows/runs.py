@@ -3,7 +3,7 @@
 RUN/config.json       format version and the resolved configuration
 RUN/env.json          one record per start: versions, devices, git state
 RUN/data.json         what was trained on: report of `prepare`, labels, feature manifest
-RUN/checkpoints/      newest and best, each with everything that `load` needs
+RUN/checkpoints/      two newest and the best, each with everything that `load` needs
 RUN/metrics.jsonl     one row per `log_every` updates and per evaluation
 RUN/predictions/      predictions and confusion matrices, per split
 RUN/results.json      the final table
@@ -35,8 +35,8 @@ from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System
 
 FORMAT = 1
-# May differ when a run is resumed: the number of devices is invisible in its results.
-_FREE = ("mesh.",)
+# May differ when a run is resumed: devices and traces are invisible in its results.
+_FREE = ("mesh.", "profile:")
 # What a start that was killed early leaves behind.
 _BEFORE_CONFIG = {"data", "env.json", "data.json"}
 _PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -60,7 +60,7 @@ class RunFolder:
         return self.path / "predictions"
 
     def checkpoints(self) -> Checkpoints:
-        """The newest and the best checkpoint of the run."""
+        """The two newest and the best checkpoint of the run."""
         return Checkpoints(self.path / "checkpoints")
 
     def check(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
@@ -222,18 +222,34 @@ def read_trained(run: str | Path, which: str | int = "best") -> Trained:
 
 
 def choose_step(checkpoints: Checkpoints, which: str | int, run: Path) -> int:
-    """The step that "best", "newest" or a number means; best without scores is the newest."""
+    """The step that "best", "newest" or a number means; best without scores is the newest.
+
+    Which one was the best, the newest checkpoint says: should that one be lost, no other takes
+    its place.
+
+    Raises:
+        UserError: there is none, or not that one.
+        CheckpointDamaged: the newest was asked for, or had to be asked, and is damaged.
+    """
     steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{run} has no complete checkpoint yet; train it first")
-    if which == "best":
-        best = checkpoints.best()
-        return steps[-1] if best is None else best
-    if which == "newest":
-        return steps[-1]
-    if not str(which).isdecimal() or int(which) not in steps:
+    if str(which).isdecimal():
+        if int(which) not in steps:
+            raise UserError(f"{run} has no checkpoint of step {which}; it has {steps}")
+        return int(which)
+    if which not in ("best", "newest"):
         raise UserError(f"{run} has no checkpoint of step {which}; it has {steps}")
-    return int(which)
+    newest = checkpoints.newest()
+    if newest is None:
+        raise UserError(f"{run} has no complete checkpoint yet; train it first")
+    memory = checkpoints.read_meta(newest)["memory"]
+    if which == "newest" or memory["best"] is None:
+        return newest
+    if memory["best_step"] not in steps:
+        raise UserError(
+            f"{run}: the best checkpoint, step {memory['best_step']}, is lost; restore it from a "
+            f"copy, or name another one with --step; it has {steps}"
+        )
+    return memory["best_step"]
 
 
 def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxvsa.core import mesh as meshes
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, Manifest
@@ -51,10 +52,9 @@ def place_tables(
     system: System, batching: Batching, features: FeatureTable | None, mesh: Mesh
 ) -> dict[str, jax.Array]:
     """The large arrays of a system on the devices, each whole on every device."""
-    if not system.tables or features is None or not batching.resident:
+    if not system.tables or features is None or not batching.is_resident(features):
         return {}
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return {"video": jax.device_put(features.values_nf, everywhere)}
+    return meshes.put_whole({"video": features.values_nf}, mesh)
 
 
 def check_features(trained: Manifest | None, given: Manifest | None) -> None:

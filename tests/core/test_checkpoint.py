@@ -14,8 +14,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxvsa.core import trees
-from jaxvsa.core.checkpoint import CheckpointDamaged, Checkpoints
+from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.integrity import CheckpointDamaged, seal
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
@@ -150,14 +151,14 @@ def test_restore_raw_is_numpy_of_the_parts_asked_for(pristine):
         ([0.1, 0.4, 0.3, 0.2], 2, 2, [2, 3, 4]),
         ([0.1, 0.2, 0.3], 1, 1, [3]),
         ([0.3, 0.2, 0.1], 1, 0, [3]),
+        ([0.3, 0.1, 0.2], 2, 1, [1, 2, 3]),
+        ([0.1, 0.3, 0.2, 0.4], 2, 1, [2, 3, 4]),  # 2 is the best without 4
     ],
 )
 def test_newest_and_best_are_kept(tmp_path, scores, newest, best, kept):
     checkpoints = saved(tmp_path, scores, newest, best)
     assert checkpoints.steps() == kept
     assert checkpoints.newest() == kept[-1]
-    known = {step: scores[step - 1] for step in kept if scores[step - 1] is not None}
-    assert checkpoints.best() == max(known, key=lambda step: (known[step], -step), default=None)
 
 
 def test_scores_survive_a_new_process(tmp_path):
@@ -165,12 +166,13 @@ def test_scores_survive_a_new_process(tmp_path):
     again = Checkpoints(tmp_path, 1, 1)
     again.save(3, training_state(), {}, 0.5)
     again.close()
-    assert (again.steps(), again.best()) == ([1, 3], 1)
+    assert again.steps() == [1, 3]
 
 
 def test_nothing_is_created_or_removed_by_reading(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
-    assert (checkpoints.steps(), checkpoints.newest(), checkpoints.best()) == ([], None, None)
+    assert (checkpoints.steps(), checkpoints.newest()) == ([], None)
+    assert checkpoints.restore_newest(training_state()) is None
     checkpoints.wait()
     checkpoints.close()
     assert not (tmp_path / "run").exists()
@@ -185,8 +187,10 @@ def test_incomplete_folders_never_count(copied):
         shutil.copytree(copied / "1", copied / str(step))
         shutil.rmtree(copied / str(step) / lost)
     assert checkpoints.steps() == [1]
-    with pytest.raises(UserError, match=r"no checkpoint of step 7, but \[1\]"):
-        checkpoints.restore(7, abstract(training_state()))
+    with pytest.raises(UserError, match=r"no checkpoint of step 9, but \[1\]"):
+        checkpoints.restore(9, abstract(training_state()))
+    with pytest.raises(CheckpointDamaged, match=r"/7 is damaged: meta/metadata is missing"):
+        checkpoints.newest()
     checkpoints.save(7, training_state(7), {}, None)
     checkpoints.close()
     assert checkpoints.steps() == [1, 7]
@@ -221,11 +225,11 @@ def test_damage_names_item_and_cure(copied):
     largest = max(files, key=lambda path: path.stat().st_size)
     flip(largest, largest.stat().st_size // 2)
     with pytest.raises(
-        CheckpointDamaged, match=r"1/state is damaged: .*; restore .* or delete .*/1"
+        CheckpointDamaged, match=r"/1 is damaged: state: .*; restore it .*, or take another step"
     ):
         Checkpoints(copied).restore(1, abstract(training_state()))
-    with pytest.raises(CheckpointDamaged, match="state is damaged"):
-        Checkpoints(copied).restore_raw(1, ("step", "rng", "learn", "opt"))
+    with pytest.raises(CheckpointDamaged, match="/1 is damaged: state: "):
+        Checkpoints(copied).restore_raw(1, None)
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt"])
@@ -239,15 +243,29 @@ def test_lost_and_emptied_files_are_damage(copied, name, harm):
 def test_damaged_record_is_not_passed_over(copied):
     path = copied / "1/meta/metadata"
     text = path.read_text()
-    path.write_text(text.replace('"score": 0.5', '"score": 0.6'))
-    with pytest.raises(CheckpointDamaged, match="metadata is damaged: the record is not what"):
-        Checkpoints(copied).newest()
+    for old, new in (('"score": 0.5', '"score": 0.6'), ('"format": 1', '"format": 3')):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointDamaged, match="meta/metadata: the record is not what"):
+            Checkpoints(copied).newest()
     path.write_text(text[:-20])
-    with pytest.raises(CheckpointDamaged, match="metadata is damaged: JSONDecodeError"):
+    with pytest.raises(CheckpointDamaged, match="meta/metadata: JSONDecodeError"):
         Checkpoints(copied).read_meta(1)
-    path.write_text(text.replace('"format": 1', '"format": 2'))
+    path.write_text(json.dumps(seal({**json.loads(text), "format": 2})))
     with pytest.raises(UserError, match="has format 2, this version of jaxvsa reads up to 1"):
-        Checkpoints(copied).steps()
+        Checkpoints(copied).newest()
+
+
+def test_record_can_be_replaced_and_counts_from_then_on(tmp_path):
+    checkpoints = saved(tmp_path, [0.3, None], 1, 1)
+    checkpoints.amend(2, {"epoch": 9}, 0.5)
+    again = Checkpoints(tmp_path, 1, 1)
+    assert again.read_meta(2) == {"epoch": 9}
+    assert_same(again.restore(2, abstract(training_state())), training_state(2))
+    again.save(3, training_state(3), {}, 0.4)
+    again.close()
+    assert again.steps() == [2, 3]
+    with pytest.raises(ValueError, match="score of step 3 is nan"):
+        again.amend(3, {}, float("nan"))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +321,7 @@ def test_no_space_left_surfaces_and_keeps_what_was_there(copied, file_limit, ask
     late = {"save": (3, training_state(3), {})}.get(ask, ())
     with pytest.raises(UserError, match=r"no space left: saving step 2 .* checkpoints: \[1\]"):
         getattr(checkpoints, ask)(*late)
-    assert (checkpoints.steps(), checkpoints.best()) == ([1], 1)
+    assert checkpoints.steps() == [1]
     assert_same(checkpoints.restore(1, abstract(training_state())), training_state(1))
 
 
@@ -317,7 +335,7 @@ def test_saving_goes_on_after_space_was_freed(copied, file_limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     checkpoints.save(3, training_state(3), {}, 0.6)
     checkpoints.close()
-    assert [path.name for path in copied.iterdir()] == ["3"]
+    assert sorted(path.name for path in copied.iterdir()) == ["1", "3"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -12,8 +12,9 @@ from jaxvsa.core.checkpoint import Checkpoints
 ONE_LINE = """
 import sys
 import numpy as np
-from jaxvsa.core.checkpoint import CheckpointDamaged, Checkpoints
+from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.integrity import CheckpointDamaged
 try:
     Checkpoints(sys.argv[1]).restore_raw(1, ("learn", "opt"))
 except CheckpointDamaged:
@@ -46,6 +47,7 @@ def test_failures_print_nothing_beside_the_error(tmp_path):
 TWO_PROCESSES = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import PartitionSpec as P
 port, index, folder = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(index))
@@ -61,11 +63,19 @@ places = meshes.shardings(params, ((".*", P(("data", "fsdp"))),), mesh)
 state = {"learn": jax.jit(lambda: params, out_shardings=places)()}
 assert not state["learn"]["w"].is_fully_addressable
 checkpoints = Checkpoints(folder)
-for step in (1, 2, 3):
+for step in (1, 2, 3, 4):
     checkpoints.save(step, state, {}, 1 / step)
 checkpoints.close()
-assert checkpoints.steps() == [1, 3], checkpoints.steps()
-got = checkpoints.restore(3, state)
+assert checkpoints.steps() == [1, 3, 4], checkpoints.steps()
+if int(index) == 0:
+    (checkpoints.folder / "7").mkdir()
+    (checkpoints.folder / "4/meta/metadata").unlink()
+    for path in (checkpoints.folder / "3/state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-9])
+sync_global_devices("damaged")
+step, got, _ = checkpoints.restore_newest(state)
+names = sorted(path.name for path in checkpoints.folder.iterdir())
+assert (step, names) == (1, ["1", "3.damaged", "4.damaged", "7.damaged"]), (step, names)
 assert got["learn"]["w"].sharding == places["w"]
 assert trees.digests(got) == trees.digests(state) == trees.digests({"learn": params})
 """

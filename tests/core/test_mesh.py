@@ -1,5 +1,7 @@
 """The mesh: sizes by hand, where a training state lies, how a batch is split."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,43 @@ def test_put_batch_refuses():
         meshes.put_batch({"ids_bl": np.zeros((6, 2))}, mesh)
     with pytest.raises(ValueError, match=r"'step' has shape .*no batch dimension 0"):
         meshes.put_batch({"step": np.zeros(())}, mesh)
+
+
+@pytest.mark.parametrize(
+    ("shape", "owner", "mine"),
+    [
+        ((4, 1, 1), [0, 0, 1, 1], [(0, 1), (2, 3)]),
+        ((2, 2, 1), [0, 0, 1, 1], [(0, 1), (2, 3)]),
+        ((2, 1, 2), [0, 0, 1, 1], [(0,), (1,)]),
+        ((2, 1, 2), [0, 1, 0, 1], [(0, 1), (0, 1)]),  # the tensor axis spans the processes
+        ((1, 2, 2), [0, 1, 2, 3], [(0,), (0,), (1,), (1,)]),
+    ],
+)
+def test_local_shards_of_every_process(monkeypatch, shape, owner, mine):
+    devices = np.array([types.SimpleNamespace(process_index=index) for index in owner])
+    axes = dict(zip(meshes.AXES, shape, strict=True))
+    mesh = types.SimpleNamespace(devices=devices.reshape(shape), shape=axes)
+    for process, parts in enumerate(mine):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert meshes.local_shards(mesh) == (parts, shape[0] * shape[1])
+
+
+def test_local_shards_name_the_rows_that_put_batch_takes():
+    mesh = meshes.make_mesh(options(2, 2), DEVICES)
+    mine, count = meshes.local_shards(mesh)
+    assert (mine, count) == ((0, 1, 2, 3), 4)
+    rows = np.arange(8).reshape(8, 1)
+    batch = meshes.put_batch({"x": rows}, mesh)["x"]
+    shards = {s.device: np.asarray(s.data) for s in batch.addressable_shards}
+    for part in mine:
+        device = mesh.devices.reshape(count)[part]
+        np.testing.assert_array_equal(shards[device], rows[2 * part : 2 * part + 2])
+
+
+def test_put_whole_is_whole_on_every_device():
+    mesh = meshes.make_mesh(options(2, 1, 2), DEVICES)
+    tree = {"a": np.arange(6).reshape(2, 3), "b": {"c": np.float32(2.5)}}
+    placed = meshes.put_whole(tree, mesh)
+    for path, leaf in trees.named(placed).items():
+        assert leaf.is_fully_replicated and leaf.sharding.device_set == set(DEVICES)
+        np.testing.assert_array_equal(leaf, trees.named(tree)[path])

@@ -38,3 +38,9 @@ def test_retention_refuses_to_keep_nothing():
         Retention(0, 1)
     with pytest.raises(ValueError, match="keep_best=-1 below 0"):
         Retention(1, -1)
+
+
+def test_retention_keeps_the_best_up_to_each_of_the_newest():
+    retention = Retention(2, 1)
+    retention.scores = {1: 0.2, 2: 0.6, 3: 0.1, 4: 0.7}
+    assert kept(retention, [1, 2, 3, 4]) == [2, 3, 4]

@@ -3,16 +3,24 @@ import pytest
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.plan import BatchPlan
+from jaxvsa.data.sizes import Axis
 
 pytestmark = pytest.mark.smoke
 
 NEED = np.array([3, 9, 2, 5, 4])
-RUNGS = (4, 8, 16)
+
+
+def longest(need_b, **more):
+    return {"l": Axis(np.asarray(need_b), False, 1.0, **more)}
 
 
 def make(**changes):
-    arguments = {"needs": {"l": NEED}, "rungs": {"l": RUNGS}, "batch_size": 2} | changes
+    arguments = {"axes": longest(NEED), "batch_size": 2} | changes
     return BatchPlan(**arguments)
+
+
+def in_order(**changes):
+    return make(order=np.arange(5), **changes)
 
 
 def drawn(plan, epoch):
@@ -22,67 +30,95 @@ def drawn(plan, epoch):
     return np.concatenate([planned.index_b[planned.valid_b] for planned in steps])
 
 
-def test_plan_without_shuffle_equals_the_hand_made_one():
-    plan = make(shuffle=False)
+def test_plan_in_a_fixed_order_equals_the_hand_made_one():
+    plan = make(order=np.array([1, 0, 2, 3, 4]))
     assert len(plan) == plan.steps_per_epoch == 3
     planned = [plan[step] for step in range(3)]
     rows = [(p.index_b.tolist(), p.valid_b.tolist(), p.sizes) for p in planned]
     assert rows == [
-        ([0, 1], [True, True], {"l": 16}),
-        ([2, 3], [True, True], {"l": 8}),
+        ([1, 0], [True, True], {"l": 9}),
+        ([2, 3], [True, True], {"l": 5}),
         ([4, 0], [True, False], {"l": 4}),
     ]
     assert plan[0].index_b.dtype == np.int64 and plan[0].valid_b.dtype == bool
 
 
+def test_packed_axis_is_the_sum_of_a_group_and_never_larger_than_its_rectangle():
+    """41 + 40 words are 3 blocks of 32, but the rows fill 2 x 41; 7 are one block, of 2 x 33."""
+    need_b = np.array([41, 40, 3, 4])
+    axes = {
+        "n": Axis(need_b, True, 1.0, 32, within="l"),
+        "l": Axis(need_b, False, 1.0, 32, 1, 41),
+    }
+    plan = BatchPlan(axes, 2, order=np.arange(4))
+    assert [plan[step].sizes for step in (0, 1)] == [{"n": 82, "l": 41}, {"n": 32, "l": 33}]
+    whole = BatchPlan(axes, 4, order=np.arange(4))
+    assert whole[0].sizes == {"n": 96, "l": 41}
+    parted = BatchPlan(axes, 4, order=np.array([2, 0, 3, 1]), groups=2)
+    assert parted[0].sizes == {"n": 64, "l": 41}
+    common = BatchPlan(axes, 2, order=np.arange(4), shapes=1)
+    assert common[1].sizes == {"n": 82, "l": 41}
+
+
+def test_common_shape_of_a_rectangle_and_longer_rows_is_whole_blocks_again():
+    need_b = np.array([33, 33, 40, 3])
+    axes = {"n": Axis(need_b, True, 1.0, 32, within="l"), "l": Axis(need_b, False, 1.0, 8, 1)}
+    alone = BatchPlan(axes, 2, order=np.arange(4), shapes=2)
+    assert [alone[step].sizes for step in (0, 1)] == [{"n": 66, "l": 33}, {"n": 64, "l": 41}]
+    common = BatchPlan(axes, 2, order=np.arange(4), shapes=1)
+    assert common[0].sizes == common[1].sizes == {"n": 82, "l": 41}
+    longer = {**axes, "l": Axis(need_b, False, 1.0, 32, 1)}
+    common = BatchPlan(longer, 2, order=np.arange(4), shapes=1)
+    assert common[0].sizes == common[1].sizes == {"n": 96, "l": 65}
+
+
 def test_plan_order_is_the_same_in_every_version_of_numpy():
-    plan = BatchPlan({"l": np.ones(10, int)}, {"l": (1,)}, 10, seed=3, num_steps=2)
+    plan = BatchPlan(longest(np.ones(10, int)), 10, seed=3, num_steps=2)
     assert plan[0].index_b.tolist() == [6, 1, 8, 5, 2, 7, 9, 4, 3, 0]
     assert plan[1].index_b.tolist() == [9, 7, 8, 3, 5, 6, 4, 0, 2, 1]
 
 
 @pytest.mark.parametrize("num_examples,batch_size", [(1, 1), (5, 2), (6, 2), (3, 8), (101, 16)])
 def test_every_epoch_shows_every_example_once(num_examples, batch_size):
-    need = np.arange(num_examples) % 7 + 1
-    plan = BatchPlan({"t": need}, {"t": (7,)}, batch_size, seed=1, num_steps=10**6)
+    plan = BatchPlan(longest(np.arange(num_examples) % 7 + 1), batch_size, seed=1, num_steps=10**6)
     for epoch in (0, 1, 7):
         assert sorted(drawn(plan, epoch)) == list(range(num_examples))
 
 
 def test_plan_does_not_depend_on_the_order_of_access():
     forward, backward = make(seed=5, num_steps=30), make(seed=5, num_steps=30)
-    there = [forward[step].index_b.tolist() for step in range(30)]
-    back = [backward[step].index_b.tolist() for step in reversed(range(30))]
+    there = [(forward[step].index_b.tolist(), forward[step].sizes) for step in range(30)]
+    back = [(backward[s].index_b.tolist(), backward[s].sizes) for s in reversed(range(30))]
     assert there == back[::-1]
-    assert there != [make(seed=6, num_steps=30)[step].index_b.tolist() for step in range(30)]
+    other = make(seed=6, num_steps=30)
+    assert [index for index, _ in there] != [other[step].index_b.tolist() for step in range(30)]
 
 
 def test_epochs_differ_and_every_order_is_about_equally_likely():
-    plan = BatchPlan({"l": np.ones(3, int)}, {"l": (1,)}, 3, num_steps=6000)
+    plan = BatchPlan(longest(np.ones(3, int)), 3, num_steps=6000)
     orders = [tuple(plan[step].index_b.tolist()) for step in range(6000)]
     counts = np.array([orders.count(order) for order in set(orders)])
     assert len(counts) == 6
     assert np.sum((counts - 1000) ** 2 / 1000) < 20.5  # chi squared, 5 degrees: p = 0.001
 
 
-def test_rungs_do_not_change_which_examples_are_drawn():
-    fine, coarse = (make(rungs={"l": r}, seed=2, num_steps=12) for r in ((5, 9), (32,)))
+def test_a_longer_plan_draws_the_same_and_an_epoch_does_not_depend_on_the_shapes():
+    fine, coarse = (make(shapes=most, seed=2, num_steps=12) for most in (3, 1))
     for step in range(12):
         np.testing.assert_array_equal(fine[step].index_b, coarse[step].index_b)
-        need = NEED[fine[step].index_b].max()
-        assert fine[step].sizes["l"] == (5 if need <= 5 else 9)
-        assert coarse[step].sizes["l"] == 32
+        assert NEED[fine[step].index_b].max() <= fine[step].sizes["l"] <= 9
+        assert coarse[step].sizes["l"] == 9
+    longer = make(shapes=3, seed=2, num_steps=30)
+    for step in range(12):
+        assert longer[step].sizes == fine[step].sizes
+        np.testing.assert_array_equal(longer[step].index_b, fine[step].index_b)
 
 
 def test_shapes_count_the_steps_that_have_them():
-    needs = {"l": NEED, "t": np.array([1, 1, 6, 6, 1])}
-    rungs = {"t": (1, 6), "l": RUNGS}
-    assert make(needs=needs, rungs=rungs, shuffle=False).shapes() == {
-        (4, 1): 1,
-        (8, 6): 1,
-        (16, 1): 1,
-    }
-    plan = make(needs=needs, rungs=rungs, seed=4, num_steps=50)
+    axes = longest(NEED) | {"t": Axis(np.array([1, 1, 6, 6, 1]), False, 1.0)}
+    assert in_order(axes=axes).shapes() == {(4, 1): 1, (5, 6): 1, (9, 1): 1}
+    assert in_order(axes=axes, shapes=1).shapes() == {(9, 6): 3}
+    plan = make(axes=axes, seed=4, num_steps=50)
     counts = plan.shapes()
     assert sum(counts.values()) == 50
     for shape, count in counts.items():
@@ -90,9 +126,10 @@ def test_shapes_count_the_steps_that_have_them():
 
 
 def test_a_planned_batch_is_the_readers_own():
-    plan = make(shuffle=False)
+    plan = in_order()
     plan[0].index_b[:] = 4
-    assert plan[0].index_b.tolist() == [0, 1]
+    plan[0].sizes["l"] = 0
+    assert plan[0].index_b.tolist() == [0, 1] and plan[0].sizes == {"l": 9}
 
 
 def test_plan_ends():
@@ -105,17 +142,19 @@ def test_plan_ends():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"rungs": {"l": (4, 4, 16)}}, r"\(4, 4, 16\); they must be positive and strictly"),
-        ({"rungs": {"l": (0, 16)}}, "must be positive"),
-        ({"rungs": {"l": ()}}, "must be positive"),
-        ({"rungs": {"l": (4, 8)}}, r"'l' are \(4, 8\); the longest example needs 9"),
-        ({"limits": {"l": 32}}, "the last one must be the limit of the axis, 32"),
-        ({"rungs": {"l": RUNGS, "t": (2,)}}, r"axes \['l', 't'\], the data has \['l'\]"),
         ({"batch_size": 0}, "batch size is 0"),
+        ({"groups": 3, "batch_size": 4}, "a batch of 4 cannot be split into 3 parts"),
+        ({"shapes": 0}, "the number of batch shapes is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"needs": {"l": NEED[:0]}}, "no examples"),
+        ({"axes": longest(NEED[:0])}, "no examples"),
+        ({"axes": {}}, "no examples"),
     ],
 )
 def test_plan_refuses(changes, message):
     with pytest.raises(UserError, match=message):
         make(**changes)
+
+
+def test_axes_must_speak_of_the_same_examples():
+    with pytest.raises(ValueError, match=r"different numbers of examples: \{'l': 5, 't': 4\}"):
+        make(axes=longest(NEED) | {"t": Axis(NEED[:4], False, 1.0)})

@@ -2,57 +2,111 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvsa.core.precision import Precision
-from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows, tower_length
+from jaxvsa.layers.packed import Packing
+from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows, tower_margin
 
 WIDE = Precision("float64", "float64")
 
 
+def whole(video_btf: np.ndarray, count_b: np.ndarray) -> tuple[Any, ...]:
+    """Arguments of the pyramid for towers of the full length."""
+    rows, full, _ = video_btf.shape
+    keep_bt = np.arange(full)[None] < np.asarray(count_b)[:, None]
+    packing = Packing.rectangle(rows, full)
+    return video_btf.reshape(rows * full, -1), packing, keep_bt.reshape(-1)
+
+
+def towers(video_btf: np.ndarray, count_b: np.ndarray, margin: int, size: int) -> tuple[Any, ...]:
+    """Likewise for the frames and `margin` rows of each video, one after another."""
+    full = video_btf.shape[1]
+    span_b = np.minimum(count_b + margin, full)
+    start_b, place_t = np.cumsum(span_b) - span_b, np.arange(span_b.max())
+    inside_bt = place_t < span_b[:, None]
+    packing = Packing.of(
+        jnp.asarray(np.where(inside_bt, start_b[:, None] + place_t, -1), jnp.int32), size
+    )
+    keep_m = np.zeros(size, bool)
+    for start, count in zip(start_b, count_b, strict=True):
+        keep_m[start : start + count] = True
+    return packing.pack(jnp.asarray(video_btf[:, : span_b.max()])), packing, keep_m
+
+
 def test_full_rows_by_hand() -> None:
-    """3 real rows, 2 scales, tower of 8 for 12: head to row 5, constant, the last two rows."""
-    got = full_rows(jnp.array([3]), 2, tower_length(3, 2, 12), 12)
-    np.testing.assert_array_equal(got, [[0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 6, 7]])
+    """3 real rows, 2 scales, tower of 8 for 12: head to row 5, constant, the last two rows.
 
-
-def test_tower_is_never_longer_than_the_full_one() -> None:
-    assert [tower_length(rows, 2, 12) for rows in (1, 3, 7, 8, 12)] == [6, 8, 12, 12, 12]
+    From 7 real rows on the tower is the full one.
+    """
+    assert tower_margin(2) == 5
+    got = full_rows(jnp.array([3, 1, 7, 8, 12]), 2, 12)
+    want = [[0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 6, 7], [0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5]]
+    np.testing.assert_array_equal(got, [*want, *[list(range(12))] * 3])
 
 
 @pytest.mark.parametrize("mask_frames", [False, True])
 @pytest.mark.parametrize("longest", [1, 4, 9, 20])
-def test_short_tower_reproduces_every_row_of_the_full_one(longest: int, mask_frames: bool) -> None:
+def test_short_towers_reproduce_every_row_of_the_full_ones(longest: int, mask_frames: bool) -> None:
+    """Values and gradients; the videos lie one after another, with nothing between them."""
     rng = np.random.default_rng(longest)
     full, scales = 20, 3
-    count_b = np.array([longest, 1, max(1, longest - 2)])
+    count_b = np.array([longest, 1, max(1, longest - 2), full])
     keep_bt = np.arange(full)[None] < count_b[:, None]
-    video_btf = rng.normal(size=(3, full, 4)) * keep_bt[..., None]
+    video_btf = rng.normal(size=(4, full, 4)) * keep_bt[..., None]
     module = TemporalPyramid(scales, 5, mask_frames, WIDE)
     with jax.enable_x64(True):
-        params = module.init(jax.random.key(0), video_btf, keep_bt)
-        _, want_sbtd = module.apply(params, video_btf, keep_bt)
-        short = tower_length(longest, scales, full)
-        _, x_sbtd = module.apply(params, video_btf[:, :short], keep_bt[:, :short])
-        row_bv = np.asarray(full_rows(jnp.asarray(count_b), scales, short, full))
-    got = np.take_along_axis(np.asarray(x_sbtd), row_bv[None, :, :, None], axis=2)
-    np.testing.assert_array_equal(got, want_sbtd)
+        params = jax.jit(lambda: module.init(jax.random.key(0), *whole(video_btf, count_b)))()
+        row_bv = full_rows(jnp.asarray(count_b), scales, full)
+        weight_sbtd = rng.normal(size=(scales, 4, full, 5))
+
+        def outputs(params: Any, given: tuple[Any, ...], rows_bv: Any) -> Any:
+            projected, x_smd = module.apply(params, *given)
+            x_sbtd = jax.vmap(given[1].unpack)(x_smd)
+            x_sbtd = jnp.take_along_axis(x_sbtd, rows_bv[None, :, :, None], axis=2)
+            return jnp.sum(x_sbtd * weight_sbtd), (x_sbtd, given[1].unpack(projected))
+
+        run = jax.jit(jax.value_and_grad(outputs, has_aux=True))
+        same_bv = jnp.arange(full)[None].repeat(4, axis=0)
+        (_, (want, plain)), wanted = run(params, whole(video_btf, count_b), same_bv)
+        short = towers(video_btf, count_b, tower_margin(scales), 79)
+        (_, (got, projected)), grads = run(params, short, row_bv)
+    np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
+    for b, count in enumerate(count_b):
+        np.testing.assert_allclose(projected[b, :count], plain[b, :count], rtol=1e-13)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), grads, wanted
+    )
+
+
+def test_one_row_less_would_not_be_enough() -> None:
+    video_btf = np.random.default_rng(0).normal(size=(1, 4, 2)) @ np.ones((1, 2, 3))
+    video_btf = np.pad(video_btf, ((0, 0), (0, 16), (0, 0)))
+    module, count_b = TemporalPyramid(3, 5, False, WIDE), np.array([4])
+    with jax.enable_x64(True):
+        params = jax.jit(lambda: module.init(jax.random.key(0), *whole(video_btf, count_b)))()
+        run = jax.jit(module.apply)
+        _, want = run(params, *whole(video_btf, count_b))
+        _, got = run(params, *towers(video_btf, count_b, tower_margin(3) - 1, 10))
+    assert np.abs(got[-1, 4 + 3] - want[-1, 4 + 3]).max() > 1e-6
 
 
 def test_pyramid_equals_loops() -> None:
     rng = np.random.default_rng(0)
     video_btf = rng.normal(size=(1, 4, 2))
-    keep_bt = np.ones((1, 4), bool)
+    given = whole(video_btf, np.array([4]))
     module = TemporalPyramid(2, 3, False, WIDE)
     with jax.enable_x64(True):
-        p = module.init(jax.random.key(1), video_btf, keep_bt)["params"]
+        p = module.init(jax.random.key(1), *given)["params"]
         p = jax.tree.map(np.asarray, p)
-        projected, scales = module.apply({"params": p}, video_btf, keep_bt)
+        projected, scales = module.apply({"params": p}, *given)
     x = video_btf[0] @ p["project_kernel"] + p["project_bias"]
-    np.testing.assert_allclose(projected[0], x, rtol=1e-12)
+    np.testing.assert_allclose(projected, x, rtol=1e-12)
     for scale in range(2):
         taps = np.asarray(p[f"conv_kernel_{scale}"]).reshape(3, 3, 3)  # tap, in, out
         out = np.zeros((4, 3))
@@ -61,7 +115,7 @@ def test_pyramid_equals_loops() -> None:
                 if 0 <= t + tap - 1 < 4:
                     out[t] += np.asarray(x)[t + tap - 1] @ taps[tap]
         x = np.maximum(out + p[f"conv_bias_{scale}"], 0)
-        np.testing.assert_allclose(scales[scale, 0], x, rtol=1e-12)
+        np.testing.assert_allclose(scales[scale], x, rtol=1e-12)
 
 
 def test_final_cell_equals_loops_and_stops_where_told() -> None:
@@ -89,5 +143,8 @@ def test_final_cell_equals_loops_and_stops_where_told() -> None:
 
 def test_pyramid_refuses_lengths_that_differ() -> None:
     module = TemporalPyramid(1, 2, False, Precision("float32", "float32"))
-    with pytest.raises(ValueError, match="keep_bt: dim 't' is 3"):
-        module.init(jax.random.key(0), jnp.ones((1, 4, 2)), jnp.ones((1, 3), bool))
+    packing, keep_m = Packing.rectangle(1, 4), jnp.ones(3, bool)
+    with pytest.raises(ValueError, match="keep_m: dim 'm' is 3"):
+        module.init(jax.random.key(0), jnp.ones((4, 2)), packing, keep_m)
+    with pytest.raises(ValueError, match="row_m: dim 'm' is 4"):
+        module.init(jax.random.key(0), jnp.ones((3, 2)), packing, keep_m)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named
+from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import EncoderLayer, TextEncoder
 
 PAD = {"roberta": 1, "bert": 0}
@@ -42,23 +44,63 @@ def make(kind: str = "roberta", **changes: Any) -> TextEncoder:
 
 def batch(lengths: tuple[int, ...], padded: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     keep_bl = np.arange(padded)[None] < np.array(lengths)[:, None]
-    ids_bl = np.random.default_rng(0).integers(3, 17, (len(lengths), 40))[:, :padded]
+    ids_bl = np.random.default_rng(0).integers(3, 17, (len(lengths), 80))[:, :padded]
     return np.where(keep_bl, ids_bl, pad_id).astype(np.int32), keep_bl
+
+
+def rectangle(ids_bl: Any, keep_bl: Any) -> tuple[Any, Packing, Sight]:
+    """Arguments of the encoder for rows that are padded to one length."""
+    packing = Packing.rectangle(*keep_bl.shape)
+    sight = Sight.of(packing, jnp.asarray(keep_bl).reshape(-1), packing.row_n)
+    return jnp.asarray(ids_bl).reshape(-1), packing, sight
+
+
+def packed(
+    ids_bl: np.ndarray, keep_bl: np.ndarray, pads: int, tail: int = 0
+) -> tuple[Any, Packing, Sight]:
+    """Likewise for rows one after another, each with `pads` of its padding tokens at most."""
+    length_b = keep_bl.sum(axis=1)
+    span_b = np.minimum(length_b + pads, keep_bl.shape[1])
+    start_b, place_l = np.cumsum(span_b) - span_b, np.arange(span_b.max())
+    inside_bl = place_l < span_b[:, None]
+    size = (-(-span_b.sum() // 32) + tail) * 32
+    packing = Packing.of(
+        jnp.asarray(np.where(inside_bl, start_b[:, None] + place_l, -1), jnp.int32), size
+    )
+    ids_n = np.full(size, ids_bl[~keep_bl][0], np.int32)
+    ids_n[packing.index_bl[inside_bl]] = ids_bl[:, : span_b.max()][inside_bl]
+    real_n = (packing.row_n >= 0) & (packing.place_n < jnp.asarray(length_b)[packing.row_n])
+    return jnp.asarray(ids_n), packing, Sight.of(packing, real_n, packing.row_n)
 
 
 def random_params(encoder: TextEncoder, scale: float = 0.5, dtype: Any = np.float32) -> Any:
     """Every parameter random, biases and pad rows too, so that none can be forgotten."""
     ids_bl, keep_bl = batch((2,), 2, encoder.pad_id)
     shapes = jax.eval_shape(
-        lambda: encoder.init(jax.random.key(0), jnp.array(ids_bl), jnp.array(keep_bl), True)
+        lambda: encoder.init(jax.random.key(0), *rectangle(ids_bl, keep_bl), True)
     )["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(dtype), shapes)
 
 
 def run(encoder: TextEncoder, params: Any, ids_bl: Any, keep_bl: Any) -> np.ndarray:
-    apply = jax.jit(encoder.apply, static_argnums=3)
-    return np.asarray(apply({"params": params}, ids_bl, keep_bl, True))
+    return np.asarray(apply(encoder, params, *rectangle(ids_bl, keep_bl)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def apply(
+    encoder: TextEncoder,
+    params: Any,
+    ids_n: Any,
+    packing: Packing,
+    sight: Sight,
+    deterministic: bool = True,
+    rng: Any = None,
+) -> jax.Array:
+    """Vectors (b,l,u), zeros behind the rows."""
+    rngs = None if rng is None else {"dropout": rng}
+    x_nu = encoder.apply({"params": params}, ids_n, packing, sight, deterministic, rngs=rngs)
+    return packing.unpack(x_nu)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +124,7 @@ NORMS = ("attention", "mlp")
 def test_initialisation_is_the_published_one() -> None:
     encoder = make(vocab_size=400, width=48, mlp_width=96, max_positions=60)
     ids_bl, keep_bl = batch((3,), 4, 1)
-    leaves = named(encoder.init(jax.random.key(0), ids_bl, keep_bl, True)["params"])
+    leaves = named(encoder.init(jax.random.key(0), *rectangle(ids_bl, keep_bl), True)["params"])
     assert leaves["layers/query/kernel"].shape == (2, 48, 48)
     assert leaves["layers/mlp_in/kernel"].shape == (2, 48, 96)
     assert not np.array_equal(*np.asarray(leaves["layers/key/kernel"]))
@@ -110,6 +152,34 @@ def test_padded_length_cannot_change_the_answer(kind: str) -> None:
 
 
 @KINDS
+def test_packed_rows_equal_padded_ones(kind: str) -> None:
+    """Values and gradients, under dropout; one row spans four blocks."""
+    more = {"dropout": 0.2, "attention_dropout": 0.3, "max_positions": 80, "num_layers": 1}
+    encoder = make(kind, **more, precision=Precision("float64", "float64"))
+    lengths, rng = (1, 66, 20, 3), jax.random.key(2)
+    ids_bl, keep_bl = batch(lengths, 70, PAD[kind])
+    weight_blu = np.random.default_rng(3).normal(size=(4, 70, 6))
+    weight_blu *= np.arange(70)[:, None] <= np.array(lengths)[:, None, None]  # one pad a row
+
+    def loss(params: Any, arrays: Any) -> Any:
+        x_blu = apply(encoder, params, *arrays, False, rng)
+        return jnp.sum(x_blu * weight_blu[:, : x_blu.shape[1]]), x_blu
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    with jax.enable_x64(True):
+        params = random_params(encoder, dtype=np.float64)
+        (_, want), wanted = run(params, rectangle(ids_bl, keep_bl))
+        arrays = packed(ids_bl, keep_bl, pads=2, tail=1)
+        assert arrays[1].radius == 3
+        (_, got), grads = run(params, arrays)
+    for row, length in enumerate(lengths):
+        kept = slice(0, length + 1)
+        np.testing.assert_allclose(got[row, kept], want[row, kept], rtol=1e-11, atol=1e-12)
+    for path, leaf in named(wanted).items():
+        np.testing.assert_allclose(named(grads)[path], leaf, rtol=1e-10, atol=1e-11, err_msg=path)
+
+
+@KINDS
 def test_rows_of_a_batch_do_not_see_each_other(kind: str) -> None:
     encoder = make(kind)
     params = random_params(encoder)
@@ -126,7 +196,7 @@ def test_unrolled_layers_are_the_same_function() -> None:
     assert jax.tree.map(jnp.shape, random_params(unrolled)) == jax.tree.map(jnp.shape, params)
 
     def loss(params: Any, encoder: TextEncoder) -> jax.Array:
-        return jnp.sum(jnp.sin(encoder.apply({"params": params}, ids_bl, keep_bl, True)))
+        return jnp.sum(jnp.sin(apply(encoder, params, *rectangle(ids_bl, keep_bl))))
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
     got, want = (grad(params, encoder) for encoder in (unrolled, scanned))
@@ -197,7 +267,7 @@ def test_pad_rows_shape_the_output_but_get_no_gradient(kind: str) -> None:
     ids_bl, keep_bl = batch((4, 2), 6, PAD[kind])
 
     def loss(params: Any) -> jax.Array:
-        x_blu = encoder.apply({"params": params}, ids_bl, keep_bl, True)
+        x_blu = apply(encoder, params, *rectangle(ids_bl, keep_bl))
         return jnp.sum(jnp.sin(3 * x_blu))
 
     grads = jax.jit(jax.grad(loss))(params)
@@ -212,12 +282,12 @@ def test_pad_rows_shape_the_output_but_get_no_gradient(kind: str) -> None:
 
 
 def capture_dropout(module: Any, params: Any, *args: Any) -> list[np.ndarray]:
-    """What every dropout of `module` itself returned, in the order of the calls."""
+    """What every dropout of `module` itself returned, in the order of their names."""
     _, seen = module.apply(
         {"params": params},
         *args,
         rngs={"dropout": jax.random.key(3)},
-        capture_intermediates=lambda part, _: (part.name or "").startswith("Dropout"),
+        capture_intermediates=lambda part, _: (part.name or "").startswith("drop"),
     )
     calls = seen["intermediates"]
     return [np.asarray(calls[name]["__call__"][0]) for name in sorted(calls)]
@@ -225,17 +295,17 @@ def capture_dropout(module: Any, params: Any, *args: Any) -> list[np.ndarray]:
 
 def test_layer_drops_attention_and_both_outputs_independently() -> None:
     layer = EncoderLayer(4, 8, 1e-5, 0.5, 0.2, Precision())
-    x_blu = np.random.default_rng(0).normal(size=(8, 16, 32)).astype(np.float32)
-    keep_bl = np.ones((8, 16), bool)
-    params = layer.init(jax.random.key(0), x_blu, keep_bl, True)["params"]
+    x_nu = np.random.default_rng(0).normal(size=(8 * 16, 32)).astype(np.float32)
+    _, packing, sight = rectangle(np.zeros((8, 16)), np.ones((8, 16), bool))
+    params = layer.init(jax.random.key(0), x_nu, packing, sight, True)["params"]
     params["query"]["kernel"] = np.zeros_like(params["query"]["kernel"])  # uniform attention
-    attn_bhql, out_blu, inner_blu = capture_dropout(layer, params, x_blu, keep_bl, False)
-    kept = attn_bhql > 0
-    np.testing.assert_allclose(attn_bhql[kept], 1 / 16 / 0.8, rtol=1e-5)
+    attn_khqz, inner_nu, out_nu = capture_dropout(layer, params, x_nu, packing, sight, False)
+    kept = attn_khqz > 0
+    np.testing.assert_allclose(attn_khqz[kept], 1 / 16 / 0.8, rtol=1e-5)
     assert abs(kept.mean() - 0.8) < 5 * math.sqrt(0.16 / kept.size)
-    for part in (out_blu, inner_blu):
+    for part in (out_nu, inner_nu):
         assert abs((part == 0).mean() - 0.5) < 5 * math.sqrt(0.25 / part.size)
-    agree = (out_blu == 0) == (inner_blu == 0)
+    agree = (out_nu == 0) == (inner_nu == 0)
     assert abs(agree.mean() - 0.5) < 5 * math.sqrt(0.25 / agree.size)
 
 
@@ -244,9 +314,9 @@ def test_embeddings_are_dropped_after_their_norm() -> None:
     params = random_params(encoder)
     params["norm_embed"] = {"scale": np.zeros(48, np.float32), "bias": np.ones(48, np.float32)}
     ids_bl, keep_bl = batch((6, 3, 1), 7, 1)
-    (x_blu,) = capture_dropout(encoder, params, ids_bl, keep_bl, False)
-    assert set(np.unique(x_blu)) == {0.0, 2.0}
-    assert abs((x_blu == 0).mean() - 0.5) < 5 * math.sqrt(0.25 / x_blu.size)
+    (x_nu,) = capture_dropout(encoder, params, *rectangle(ids_bl, keep_bl), False)
+    assert set(np.unique(x_nu)) == {0.0, 2.0}
+    assert abs((x_nu == 0).mean() - 0.5) < 5 * math.sqrt(0.25 / x_nu.size)
 
 
 def test_layers_draw_their_own_dropout() -> None:
@@ -258,9 +328,7 @@ def test_layers_draw_their_own_dropout() -> None:
         params["layers"][f"norm_{norm}"]["scale"] += 1
     params["layers"]["mlp_out"]["bias"] += np.array([[1e4], [1.0]], np.float32)
     ids_bl, keep_bl = batch((6,), 6, 1)
-    x_blu = encoder.apply(
-        {"params": params}, ids_bl, keep_bl, False, rngs={"dropout": jax.random.key(0)}
-    )
+    x_blu = apply(encoder, params, *rectangle(ids_bl, keep_bl), False, jax.random.key(0))
     middle = np.abs(x_blu) < 0.5
     assert abs(middle.mean() - 0.5) < 5 * math.sqrt(0.25 / middle.size)
 
@@ -269,8 +337,8 @@ def test_no_dropout_needs_no_key_and_is_deterministic() -> None:
     ids_bl, keep_bl = batch((6, 3), 7, 1)
     params = random_params(make())
     dropping = make(dropout=0.3, attention_dropout=0.3)
-    evaluating = dropping.apply({"params": params}, ids_bl, keep_bl, True)
-    without = make().apply({"params": params}, ids_bl, keep_bl, False)
+    evaluating = apply(dropping, params, *rectangle(ids_bl, keep_bl))
+    without = apply(make(), params, *rectangle(ids_bl, keep_bl), False)
     np.testing.assert_array_equal(evaluating, without)
 
 
@@ -278,13 +346,11 @@ def test_bfloat16_keeps_softmax_and_norms_in_float32() -> None:
     encoder = make(precision=Precision("float32", "bfloat16"))
     params = random_params(encoder, scale=0.2)
     ids_bl, keep_bl = batch((6, 3), 7, 1)
-    x_blu = encoder.apply({"params": params}, ids_bl, keep_bl, True)
+    x_blu = apply(encoder, params, *rectangle(ids_bl, keep_bl))
     assert x_blu.dtype == jnp.bfloat16
     want = run(make(), params, ids_bl, keep_bl)
     np.testing.assert_allclose(np.asarray(x_blu, np.float32), want, atol=0.05)
-    text = str(
-        jax.make_jaxpr(lambda p: encoder.apply({"params": p}, ids_bl, keep_bl, True))(params)
-    )
+    text = str(jax.make_jaxpr(lambda p: apply(encoder, p, *rectangle(ids_bl, keep_bl)))(params))
     kinds = re.findall(r":(\w+)\[[\d,]*\] = (exp|rsqrt|dot_general)\b", text)
     assert {kind for kind, op in kinds if op in ("exp", "rsqrt")} == {"f32"}
     assert {kind for kind, op in kinds if op == "dot_general"} == {"bf16", "f32"}
@@ -295,7 +361,7 @@ def test_row_without_tokens_stays_finite() -> None:
     ids_bl, keep_bl = batch((3, 0), 4, 1)
 
     def loss(params: Any) -> jax.Array:
-        return jnp.sum(encoder.apply({"params": params}, ids_bl, keep_bl, True))
+        return jnp.sum(apply(encoder, params, *rectangle(ids_bl, keep_bl)))
 
     grads = jax.jit(jax.grad(loss))(random_params(encoder))
     assert all(np.all(np.isfinite(leaf)) for leaf in named(grads).values())
@@ -303,7 +369,7 @@ def test_row_without_tokens_stays_finite() -> None:
 
 def test_encoder_refuses_what_cannot_fit() -> None:
     params = random_params(make())
-    with pytest.raises(ValueError, match="keep_bl: dim 'l' is 5, but ids_bl says 6"):
+    with pytest.raises(ValueError, match="row_n: dim 'n' is 5, but ids_n says 6"):
         run(make(), params, np.ones((1, 6), np.int32), np.ones((1, 5), bool))
     with pytest.raises(UserError, match="width 6 is not a multiple of num_heads 4"):
         run(make(num_heads=4), params, *batch((2,), 2, 1))

@@ -7,6 +7,7 @@ import types
 import pytest
 from rich.console import Console
 
+from jaxvsa.core import distributed
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_jsonl
 from jaxvsa.training.log import MetricsLog, Progress, clock_time
@@ -28,6 +29,17 @@ def test_metrics_log_resumes_without_doubled_rows(tmp_path):
     assert [row["train/loss"] for row in rows] == [1.0, 2.0, 4.0]
     assert rows[-1]["dev/opinion/micro_f1"] == 0.5
     assert all(row["time_s"] >= 0 for row in rows)
+
+
+def test_metrics_log_of_another_process_writes_nothing(tmp_path, monkeypatch):
+    MetricsLog(tmp_path).write(1, {"train/loss": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    log = MetricsLog(tmp_path)
+    log.cut_after(0)
+    log.write(1, {"train/loss": 2.0})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_metrics_log_survives_a_half_written_row(tmp_path):
@@ -163,6 +175,17 @@ def test_progress_can_be_silent():
             progress.update(step, 4, 0.5)
         progress.say("nothing")
     assert file.getvalue() == "" and progress.samples_per_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_on_a_quiet_console_draws_nothing(terminal):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, quiet=True)
+    with Progress(2, 0, True, console, _Clock()) as progress:
+        progress.update(1, 8, 0.75)
+        progress.say("nothing")
+        assert progress._bar is None
+    assert file.getvalue() == ""
 
 
 def test_progress_draws_a_bar_in_a_terminal():

@@ -16,7 +16,7 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.systems.base import Mean
 from jaxvsa.training.log import MetricsLog, Progress
-from jaxvsa.training.loop import Hooks, Loop, Memory, TrainOptions
+from jaxvsa.training.loop import Hooks, Interrupted, Loop, Memory, TrainOptions
 from jaxvsa.training.state import State
 
 pytestmark = pytest.mark.smoke
@@ -39,6 +39,10 @@ class Bench:
         folder.mkdir(exist_ok=True)
         self.saves: list[tuple[int, float | None, dict[str, Any]]] = []
         self.events: list[str] = []
+        self.stop_at = -1  # the step at which a signal is seen
+        self.interrupt_at = -1  # the step whose evaluation is broken off
+        self.why: Exception = Interrupted()
+        self.fail_at = -1  # the batch that cannot be loaded
 
     def step(self, state: State, batch: int) -> tuple[State, dict[str, Any]]:
         assert batch == int(state.step)
@@ -49,6 +53,8 @@ class Bench:
         return state.replace(step=state.step + 1), terms
 
     def evaluate(self, state: State) -> dict[str, float]:
+        if int(state.step) == self.interrupt_at:
+            raise self.why
         self.events.append(f"evaluate {int(state.step)}")
         return {"dev/score": self.scores[int(state.step) // 2 - 1]}
 
@@ -60,13 +66,24 @@ class Bench:
     def run(self, chosen: TrainOptions, first: int = 0, memory: Memory | None = None) -> State:
         zero = jnp.zeros((), jnp.int32)
         state = State(jnp.asarray(first), jax.random.key(0), {}, {}, (), zero)
-        hooks = Hooks(self.step, self.evaluate, self.save, lambda t: 0.1, lambda: None)
+        asked = iter(range(first, 100))
+        hooks = Hooks(
+            self.step,
+            self.evaluate,
+            self.save,
+            lambda t: 0.1,
+            lambda: self.saves[-1][0] if self.saves else None,
+            lambda: next(asked) == self.stop_at,
+        )
         log = MetricsLog(self.folder)
         log.cut_after(first)
         loop = Loop(chosen, 6, 2, hooks, log, Progress(6, enabled=False), memory or Memory())
 
         def stream() -> Iterator[int]:
-            yield from range(first, 100)
+            for number in range(first, 100):
+                if number == self.fail_at:
+                    raise OSError("the disk is gone")
+                yield number
 
         return loop.run(state, stream())
 
@@ -111,9 +128,74 @@ def test_patience_stops_after_evaluations_without_improvement(tmp_path: Path) ->
 
 def test_nonfinite_gradient_stops_before_anything_is_saved(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [0.1, 0.3, 0.2], bad=(3,))
-    with pytest.raises(UserError, match=r"gradient of update 4 is not finite.*no checkpoint yet"):
+    with pytest.raises(UserError, match=r"gradient of update 4 is not finite.*step 2 is saved"):
         bench.run(options())
     assert [step for step, _, _ in bench.saves] == [2]
+    with pytest.raises(UserError, match=r"update 1 is not finite.*no checkpoint yet"):
+        Bench(tmp_path / "first", [], bad=(0,)).run(options())
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 6])
+def test_stop_saves_the_step_it_comes_at_and_resuming_writes_the_same_rows(
+    tmp_path: Path, at: int
+) -> None:
+    scores = [0.1, 0.3, 0.2]
+    whole, cut = Bench(tmp_path / "a", scores), Bench(tmp_path / "b", scores)
+    whole.run(options(log_every=3))
+    cut.stop_at = at
+    assert int(cut.run(options(log_every=3)).step) == at
+    assert [step for step, _, _ in cut.saves] == sorted({2, 4, 6, at} & set(range(1, at + 1)))
+    cut.stop_at = -1
+    memory = Memory(**cut.saves[-1][2]) if at else Memory()
+    cut.run(options(log_every=3), first=at, memory=memory)
+    assert cut.rows() == whole.rows()
+    assert cut.saves[-1] == whole.saves[-1]
+    assert cut.events.count("evaluate 2") == cut.events.count("evaluate 6") == 1
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_interrupted_evaluation_is_made_up_for(tmp_path: Path, at: int) -> None:
+    whole, cut = Bench(tmp_path / "a", [0.1, 0.3, 0.4]), Bench(tmp_path / "b", [0.1, 0.3, 0.4])
+    whole.run(options())
+    cut.interrupt_at = at
+    for first in (0, at):  # the second time, the evaluation is interrupted again
+        memory = Memory(**cut.saves[-1][2]) if first else Memory()
+        assert int(cut.run(options(), first=first, memory=memory).step) == at
+        step, score, kept = cut.saves[-1]
+        assert (step, score, kept["owed"], kept["finished"]) == (at, None, True, False)
+        assert cut.events.count(f"save {at}") == 1
+    cut.interrupt_at = -1
+    cut.run(options(), first=at, memory=Memory(**cut.saves[-1][2]))
+    assert cut.rows() == whole.rows()
+    assert dict((s, (v, m)) for s, v, m in cut.saves) == {s: (v, m) for s, v, m in whole.saves}
+
+
+def test_failed_evaluation_is_an_error_after_saving(tmp_path: Path) -> None:
+    whole, cut = Bench(tmp_path / "a", [0.1, 0.3, 0.4]), Bench(tmp_path / "b", [0.1, 0.3, 0.4])
+    whole.run(options())
+    cut.interrupt_at, cut.why = 4, OSError("the disk is gone")
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        cut.run(options())
+    assert caught.value.__notes__ == ["while evaluating; step 4 is saved"]
+    cut.interrupt_at = -1
+    cut.run(options(), first=4, memory=Memory(**cut.saves[-1][2]))
+    assert cut.rows() == whole.rows() and cut.saves[-2:] == whole.saves[-2:]
+
+
+def test_batch_that_cannot_be_loaded_is_an_error_after_saving(tmp_path: Path) -> None:
+    whole, cut = Bench(tmp_path / "a", [0.1, 0.3, 0.2]), Bench(tmp_path / "b", [0.1, 0.3, 0.2])
+    whole.run(options())
+    cut.fail_at = 3
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        cut.run(options())
+    assert caught.value.__notes__ == ["while loading the batch of update 4; step 3 is saved"]
+    cut.fail_at = -1
+    cut.run(options(), first=3, memory=Memory(**cut.saves[-1][2]))
+    assert cut.rows() == whole.rows() and cut.saves[-1] == whole.saves[-1]
+    cut.fail_at = 2  # saved just before: not saved twice
+    with pytest.raises(OSError, match="the disk is gone"):
+        cut.run(options())
+    assert [event for event in cut.events if event.startswith("save")][-2:] != ["save 2"] * 2
 
 
 def test_nonfinite_gradient_is_skipped_and_counted_up_to_the_limit(tmp_path: Path) -> None:

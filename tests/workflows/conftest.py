@@ -1,6 +1,7 @@
 """One trained run on a small corpus of own labels, shared by all tests of this folder."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from jaxvsa.interop.tensors import save_safetensors
 from jaxvsa.workflows.fit import fit
 from jaxvsa.workflows.prepare import FeatureSource, prepare
 from jaxvsa.workflows.runs import read_trained
+
+TESTS = str(Path(__file__).resolve().parents[1])
+if TESTS not in sys.path:  # for `from workflows import small_runs`; last, so that it hides nothing
+    sys.path.append(TESTS)
 
 WIDTH = 5
 WORDS = ("so cute 🐶", "nice one", "boring", "what a day for a walk", "no", "")

@@ -165,7 +165,7 @@ def test_positions_too_few_for_the_text_length(tiny):
 def test_too_little_disk(monkeypatch, tiny):
     _set_free_disk(monkeypatch, 1000)
     text = _problem("disk", config=to_plain(tiny()))
-    assert "1,000 bytes free, 3 checkpoints of" in text
+    assert "1,000 bytes free, 4 checkpoints of" in text
 
 
 def test_too_little_memory(monkeypatch, tiny):
@@ -183,7 +183,7 @@ def test_memory_is_read_from_the_machine(monkeypatch):
 def test_size_of_a_checkpoint_is_that_on_the_disk(trained_run, tiny):
     found = _findings(run=trained_run, config=to_plain(tiny()))
     on_disk = found["checkpoint 4"].text.removeprefix("intact, ")
-    assert f"3 checkpoints of {on_disk} are kept at once" in found["disk"].text
+    assert f"4 checkpoints of {on_disk} are kept at once" in found["disk"].text
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lost", "record"])
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint(damage, trained_run, tmp_path):
             path.write_bytes(values if damage == "flip" else values[:middle])
     found = _findings(run=run)
     assert not found["checkpoint 4"].ok
-    words = "is incomplete; delete it" if damage == "lost" else "is damaged: "
+    words = "is damaged: meta/metadata is missing" if damage == "lost" else "is damaged: "
     assert words in found["checkpoint 4"].text
 
 

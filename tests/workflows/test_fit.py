@@ -1,14 +1,10 @@
-"""Training end to end on a small synthetic corpus: interruptions, devices, refusals."""
+"""Training end to end on a small synthetic corpus: files, devices, refusals."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
+from workflows.small_runs import TINY, arrays, assert_same_run, fit, flags, rows
 
 from jaxvsa.core import mesh as meshes
 from jaxvsa.core.checkpoint import Checkpoints
@@ -28,115 +25,15 @@ from jaxvsa.interop.roberta import read_encoder, to_names
 from jaxvsa.interop.tensors import save_safetensors
 from jaxvsa.workflows import fit as fitting
 from jaxvsa.workflows.prepare import FeatureSource, prepare
-from jaxvsa.workflows.runs import read_trained
-
-TINY = "configs/vccsa.py:tiny"
-
-
-def flags(root: Path, *more: str) -> list[str]:
-    return [
-        f"--config.data.root={root}",
-        "--config.data.text_rungs=(24,)",  # one shape, one compilation
-        "--config.data.frame_rungs=(12,)",
-        "--config.train.eval_every=4",
-        "--config.train.save_every=2",
-        *more,
-    ]
-
-
-def fit(root: Path, run: Path, *more: str) -> list[Any]:
-    return fitting.fit(load_config(TINY, flags(root, *more)), run, Console(quiet=True))
-
-
-def arrays(run: Path, step: int = 6) -> dict[str, np.ndarray]:
-    parts = ("learn", "opt", "rng", "step", "skipped")
-    tree = Checkpoints(run / "checkpoints").restore_raw(step, parts)
-    return {str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "time_s"} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert rows(one) == rows(other)
-    mine, theirs = arrays(one), arrays(other)
-    assert mine.keys() == theirs.keys()
-    for path in mine:
-        np.testing.assert_array_equal(mine[path], theirs[path], err_msg=path)
-    results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
-    assert results[0] == results[1]
+from jaxvsa.workflows.runs import choose_step, read_trained
 
 
 @pytest.fixture(scope="module")
 def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """A finished run; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     fit(root, run)
     return run
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize("after", [1, 3, 5])
-def test_interruption_is_invisible(
-    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    real = fitting.iterate
-
-    def stopping(stream: Any, state: Any = None) -> Any:
-        inner = real(stream, state)
-
-        class Stops:
-            taken = 0
-
-            def __next__(self) -> Any:
-                if self.taken == after:
-                    raise KeyboardInterrupt
-                self.taken += 1
-                return next(inner)
-
-            def get_state(self) -> Any:
-                return inner.get_state()
-
-        return inner if stream is not monkeypatched["train"] else Stops()
-
-    monkeypatched: dict[str, Any] = {}
-    prepare_run = fitting.prepare_run
-
-    def remember(*args: Any, **how: Any) -> Any:
-        setup = prepare_run(*args, **how)
-        monkeypatched["train"] = setup.stream
-        return setup
-
-    monkeypatch.setattr(fitting, "prepare_run", remember)
-    monkeypatch.setattr(fitting, "iterate", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        fit(root, tmp_path / "cut")
-    monkeypatch.undo()
-    fit(root, tmp_path / "cut")
-    assert_same_run(whole, tmp_path / "cut")
-
-
-def test_killed_and_resumed_equals_uninterrupted(root: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    # Steps are slowed down, so that the signal arrives between two of them.
-    code = (
-        "import time; from jaxvsa.training import loop; from jaxvsa.train import main; "
-        "import sys; d = loop.Loop._dispatch; "
-        "loop.Loop._dispatch = lambda *a: (time.sleep(1.0), d(*a))[1]; main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, "--config", TINY, "--run", str(run), *flags(root)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        end = time.monotonic() + 120
-        while not Checkpoints(run / "checkpoints").steps() and time.monotonic() < end:
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert Checkpoints(run / "checkpoints").steps()[-1] < 6
-    fit(root, run)
-    assert_same_run(whole, run)
 
 
 def test_complete_run_is_not_trained_again(whole: Path, root: Path) -> None:
@@ -198,7 +95,7 @@ def test_selection_keeps_the_best_dev_checkpoint(whole: Path) -> None:
         if "dev/all/micro_f1_sum" in row
     }
     best = max(scores, key=lambda step: (scores[step], -step))
-    assert Checkpoints(whole / "checkpoints").best() == best
+    assert choose_step(Checkpoints(whole / "checkpoints"), "best", whole) == best
     assert not any("test/" in name for row in rows(whole) for name in row)
 
 
@@ -209,9 +106,7 @@ def test_run_starts_from_the_parameters_of_another(root: Path, whole: Path, tmp_
         setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
     )
     state = fitting.first_state(setup, placed)
-    best = Checkpoints(whole / "checkpoints").best()
-    assert best is not None
-    want = Checkpoints(whole / "checkpoints").restore_raw(best)["learn"]
+    want = read_trained(whole, "best").params
     np.testing.assert_array_equal(state.learn["token"], want["token"])
     assert int(state.step) == 0
 

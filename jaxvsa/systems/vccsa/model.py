@@ -6,9 +6,9 @@ attention of words over scales -> fusion -> final text attention -> max-pool -> 
 
 The same function as the published one, computed with fewer operations (each proved exact in
 tests/systems/vccsa): only the token rows of the consensus attention are computed, keys and values
-folded into them; all scales go through grounding and LSTM in one batch; text is padded to the next
-rung above the longest comment, for all its padding rows are one row; the pyramid runs on the real
-frames and the few rows where padding is not constant.
+folded into them; all scales go through grounding and LSTM in one batch; words of all comments lie
+on one axis without padding but for one row each, for all padding rows of a comment are one row; so
+do the frames of all videos, with the few rows where their padding is not constant.
 
 Kept, each with a switch in `Padding`: padded frames and words take part where the published code
 lets them. Deviation: none in the default function; its label and checkpoint bugs are not here.
@@ -29,14 +29,17 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxvsa.core.config import build
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import AttentionLogits, MultiHeadAttention, masked_softmax
 from jaxvsa.layers.consensus import Consensus, ConsensusOptions
+from jaxvsa.layers.dropout import Dropout
 from jaxvsa.layers.initializers import uniform_fan_in
-from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows, tower_length
+from jaxvsa.layers.packed import Packing, Sight
+from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows
 from jaxvsa.layers.text_encoder import TextEncoder
 
 
@@ -57,6 +60,47 @@ class Padding:
     stop_cell: bool
     mask_gate: bool
     mask_pool: bool
+
+
+class Words(struct.PyTreeNode):
+    """Comments, packed: the fields of `CommentExamples`.
+
+    Attributes:
+        ids_n: int32 token ids, padding between and behind the rows.
+        word_bl: int32, where in n the tokens of a row lie; -1 behind its end. A row shorter than
+            the published text length must keep at least one padding token, since padding takes
+            part in the final maximum.
+        length_b: int32, real tokens.
+    """
+
+    ids_n: jax.Array
+    word_bl: jax.Array
+    length_b: jax.Array
+
+
+class Shots(struct.PyTreeNode):
+    """Their videos, packed: the fields of `CommentExamples`.
+
+    Attributes:
+        video_mf: frame features, zeros where there is no frame.
+        shot_bt: int32, where in m the rows of a video lie: its frames and min(`tower_margin`, what
+            is left of the visual length) rows more; -1 behind.
+        count_b: int32, real frames, at least 1.
+    """
+
+    video_mf: jax.Array
+    shot_bt: jax.Array
+    count_b: jax.Array
+
+
+class Read(struct.PyTreeNode):
+    """Encoded comments: one vector per packed word, which of them are real, and where they lie."""
+
+    text_nu: jax.Array
+    real_n: jax.Array
+    packing: Packing
+    sight: Sight
+    length_b: jax.Array
 
 
 class VCCSA(nn.Module):
@@ -100,49 +144,49 @@ class VCCSA(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        ids_bl: jax.Array | None,
-        length_b: jax.Array | None,
-        video_btf: jax.Array | None,
-        count_b: jax.Array | None,
-        deterministic: bool,
+        self, words: Words | None, shots: Shots | None, example_b: jax.Array, deterministic: bool
     ) -> dict[str, jax.Array]:
         """Logits of every task, (b,c) in at least float32.
 
         Args:
-            ids_bl: int32 token ids; a row shorter than the published text length must keep at
-                least one padding position (`data/plan.py` sees to it), since padding takes part
-                in the final maximum. None in variant "video".
-            length_b: int32, real tokens.
-            video_btf: frame features, zeros behind the real ones, t <= visual_length. None in
-                variant "text".
-            count_b: int32, real frames, 1 at least.
+            words: the comments; None in variant "video".
+            shots: their videos; None in variant "text".
+            example_b: int32 number of the example, keys the dropout.
             deterministic: no dropout.
 
         Raises:
-            ValueError: shapes disagree, or t is beyond `visual_length`.
+            ValueError: shapes disagree, or a row has more frames than `visual_length`.
         """
-        text_blu, keep_bl, grounded_sbd = None, None, None
-        text = None if self.variant == "video" else self.text
-        if text is not None and ids_bl is not None and length_b is not None:
-            dims = bind_dims(ids_bl=ids_bl, length_b=length_b)
-            keep_bl = jnp.arange(dims["l"])[None] < length_b[:, None]
-            text_blu = text(ids_bl, keep_bl, deterministic)
-            self.sow("intermediates", "text_token_features", text_blu)
-        if self.variant != "text" and video_btf is not None and count_b is not None:
-            bind_dims(video_btf=video_btf, count_b=count_b)
-            grounded_sbd = self.ground(video_btf, count_b, text_blu, keep_bl, deterministic)
-        if text_blu is not None and keep_bl is not None:
-            pooled_bd = self.fuse(text_blu, keep_bl, grounded_sbd, deterministic)
+        words = None if self.variant == "video" else words
+        shots = None if self.variant == "text" else shots
+        text, grounded_sbd = None, None
+        if words is not None and self.text is not None:
+            text = self.read(self.text, words, example_b, deterministic)
+        if shots is not None:
+            grounded_sbd = self.ground(shots, text, example_b, deterministic)
+        if text is not None:
+            pooled_bd = self.fuse(text, grounded_sbd, deterministic)
         elif grounded_sbd is not None:
             pooled_bd = jnp.mean(grounded_sbd, axis=0)
         else:
             raise ValueError(f"variant '{self.variant}' was given none of its inputs")
         self.sow("intermediates", "final_feature", pooled_bd)
-        pooled_bd = nn.Dropout(self.dropout, name="drop_final")(
-            pooled_bd, deterministic=deterministic
+        pooled_bd = Dropout(self.dropout, name="drop_final")(
+            pooled_bd, example_b[:, None], jnp.arange(pooled_bd.shape[1])[None], deterministic
         )
         return {task: self.head(task, size, pooled_bd) for task, size in self.num_classes.items()}
+
+    def read(
+        self, encoder: TextEncoder, words: Words, example_b: jax.Array, deterministic: bool
+    ) -> Read:
+        """Encodes the words."""
+        bind_dims(word_bl=words.word_bl, length_b=words.length_b, example_b=example_b)
+        packing = Packing.of(words.word_bl, len(words.ids_n))
+        real_n = (packing.row_n >= 0) & (packing.place_n < words.length_b[packing.row_n])
+        sight = Sight.of(packing, real_n, example_b[packing.row_n])
+        text_nu = encoder(words.ids_n, packing, sight, deterministic)
+        self.sow("intermediates", "text_token_features", packing.unpack(text_nu))
+        return Read(text_nu, real_n, packing, sight, words.length_b)
 
     def head(self, task: str, num_classes: int, pooled_bd: jax.Array) -> jax.Array:
         """(b,d) -> logits (b,c)."""
@@ -157,40 +201,37 @@ class VCCSA(nn.Module):
         )
 
     def ground(
-        self,
-        video_btf: jax.Array,
-        count_b: jax.Array,
-        text_blu: jax.Array | None,
-        keep_bl: jax.Array | None,
-        deterministic: bool,
+        self, shots: Shots, text: Read | None, example_b: jax.Array, deterministic: bool
     ) -> jax.Array:
         """Frames of every scale, weighted by their gates and summed: (s,b,d)."""
-        num_rows, full = video_btf.shape[1], self.visual_length
-        if num_rows > full:
-            raise ValueError(f"video_btf has {num_rows} frames, visual_length is {full}")
-        short = tower_length(num_rows, self.num_scales, full)
-        video_btf = jnp.pad(video_btf, ((0, 0), (0, short - num_rows), (0, 0)))
-        keep_bt = jnp.arange(short)[None] < count_b[:, None]
-        projected_btd, x_sbtd = TemporalPyramid(
+        dims = bind_dims(shot_bt=shots.shot_bt, count_b=shots.count_b, example_b=example_b)
+        full = self.visual_length
+        if dims["t"] > full:
+            raise ValueError(f"shot_bt has {dims['t']} frames, visual_length is {full}")
+        packing = Packing.of(shots.shot_bt, len(shots.video_mf))
+        keep_m = (packing.row_n >= 0) & (packing.place_n < shots.count_b[packing.row_n])
+        projected_md, x_smd = TemporalPyramid(
             self.num_scales, self.visual_width, self.padding.mask_frames, self.precision,
             name="pyramid",
-        )(video_btf, keep_bt)  # fmt: skip
-        row_bv = full_rows(count_b, self.num_scales, short, full)
-        self.sow_full("visual_encoded", projected_btd[None], row_bv)
+        )(shots.video_mf, packing, keep_m)  # fmt: skip
+        x_sbtd = jax.vmap(packing.unpack)(x_smd)
+        row_bv = full_rows(shots.count_b, self.num_scales, full)
+        self.sow_full("visual_encoded", packing.unpack(projected_md)[None], row_bv)
         self.sow_full("cnn_features", x_sbtd, row_bv)
 
-        consensus_sbkw = self.consense(x_sbtd, num_rows, keep_bt, text_blu, keep_bl, deterministic)
-        gate_sbkv = self.gates(consensus_sbkw, x_sbtd, row_bv, count_b, deterministic)
+        consensus_sbkw = self.consense(
+            x_smd, packing, shots.count_b, text, example_b, deterministic
+        )
+        gate_sbkv = self.gates(
+            consensus_sbkw, x_sbtd, row_bv, shots.count_b, example_b, deterministic
+        )
         gate_sbv = jnp.mean(gate_sbkv, axis=2)
-        if short < full:
-            # Rows that stand for several frames get the sum of their gates. A product with ones
-            # and zeros adds in a fixed order on every device, which a scatter does not.
-            pick_bvt = jax.nn.one_hot(row_bv, short, dtype=gate_sbv.dtype)
-            gate_sbt = jnp.einsum(
-                "sbv,bvt->sbt", gate_sbv, pick_bvt, precision=jax.lax.Precision.HIGHEST
-            )
-        else:
-            gate_sbt = gate_sbv
+        # Rows that stand for several frames get the sum of their gates. A product with ones and
+        # zeros adds in a fixed order on every device, which a scatter does not.
+        pick_bvt = jax.nn.one_hot(row_bv, dims["t"], dtype=gate_sbv.dtype)
+        gate_sbt = jnp.einsum(
+            "sbv,bvt->sbt", gate_sbv, pick_bvt, precision=jax.lax.Precision.HIGHEST
+        )
         gate_sbt = gate_sbt.astype(x_sbtd.dtype)
         grounded_sbd = jnp.einsum("sbt,sbtd->sbd", gate_sbt, x_sbtd)
         self.sow("intermediates", "grounding_features", jnp.moveaxis(grounded_sbd, 0, 1))
@@ -198,11 +239,11 @@ class VCCSA(nn.Module):
 
     def consense(
         self,
-        x_sbtd: jax.Array,
-        num_rows: int,
-        keep_bt: jax.Array,
-        text_blu: jax.Array | None,
-        keep_bl: jax.Array | None,
+        x_smd: jax.Array,
+        packing: Packing,
+        count_b: jax.Array,
+        text: Read | None,
+        example_b: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
         """Consensus tokens of every scale, (s,b,k,w); padded frames are never keys."""
@@ -215,18 +256,19 @@ class VCCSA(nn.Module):
         ).astype(compute)
         per_scale = nn.vmap(
             Consensus,
-            in_axes=(0, None, None, None, None, None),
+            in_axes=(0, *(None,) * 8),
             out_axes=0,
             axis_size=self.num_scales,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )(options, self.dropout, self.precision, name="consensus")
+        words = (None,) * 3 if text is None else (text.text_nu, text.packing, text.length_b)
         consensus_sbkw, attn_sbkhz = per_scale(
-            x_sbtd[:, :, :num_rows], keep_bt[:, :num_rows], text_blu, keep_bl, token_kw,
-            deterministic,
-        )  # fmt: skip
+            x_smd, packing, count_b, *words, token_kw, example_b, deterministic
+        )
         self.sow("intermediates", "consensus_features", jnp.moveaxis(consensus_sbkw, 0, 1))
         attn_bskz = jnp.moveaxis(jnp.mean(attn_sbkhz, axis=3), 0, 1)
+        num_rows = packing.index_bl.shape[1]
         rows = ((0, 0), (0, 0), (0, 0), (0, self.visual_length - num_rows))
         self.sow(
             "intermediates",
@@ -243,6 +285,7 @@ class VCCSA(nn.Module):
         x_sbtd: jax.Array,
         row_bv: jax.Array,
         count_b: jax.Array,
+        example_b: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
         """Gate of every frame for every token: (s,b,k,v), zero or above.
@@ -258,14 +301,13 @@ class VCCSA(nn.Module):
             x_sbtd.reshape(merged, short, -1),
         )
         logits_nkht = logits_nkht.astype(island(logits_nkht))
-        if short < full:
-            pick_bvt = jax.nn.one_hot(row_bv, short, dtype=logits_nkht.dtype)
-            pick_nvt = jnp.tile(pick_bvt, (scales, 1, 1))
-            logits_nkhv = jnp.einsum(
-                "nkht,nvt->nkhv", logits_nkht, pick_nvt, precision=jax.lax.Precision.HIGHEST
-            )
-        else:
-            logits_nkhv = logits_nkht
+        pick_bvt = jax.nn.one_hot(row_bv, short, dtype=logits_nkht.dtype)
+        logits_nkhv = jnp.einsum(
+            "nkht,nvt->nkhv",
+            logits_nkht,
+            jnp.tile(pick_bvt, (scales, 1, 1)),
+            precision=jax.lax.Precision.HIGHEST,
+        )
         real_bv = jnp.arange(full)[None] < count_b[:, None]
         real_nv = jnp.tile(real_bv, (scales, 1))
         every = jnp.ones_like(real_nv)
@@ -273,8 +315,8 @@ class VCCSA(nn.Module):
         attn_nkhv = masked_softmax(logits_nkhv, seen_nv[:, None, None])
         self.sow("intermediates", "grounding_attention", attn_nkhv)
         # Kept: the weights reach the LSTM after dropout.
-        attn_nkhv = nn.Dropout(self.dropout, name="drop_grounding")(
-            attn_nkhv, deterministic=deterministic
+        attn_nkhv = Dropout(self.dropout, name="drop_grounding")(
+            attn_nkhv, *weight_numbers(attn_nkhv.shape, example_b), deterministic
         )
         run_nv = real_nv if self.padding.stop_cell else every
         cell_mv = FinalCell(full, self.precision, name="cell")(
@@ -289,16 +331,11 @@ class VCCSA(nn.Module):
         self.sow("intermediates", "cg_score", jnp.moveaxis(gate_sbkv, 0, 1))
         return gate_sbkv
 
-    def fuse(
-        self,
-        text_blu: jax.Array,
-        keep_bl: jax.Array,
-        grounded_sbd: jax.Array | None,
-        deterministic: bool,
-    ) -> jax.Array:
+    def fuse(self, text: Read, grounded_sbd: jax.Array | None, deterministic: bool) -> jax.Array:
         """Words joined with what the video says of them, attended and pooled: (b,u)."""
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
-        width = text_blu.shape[-1]
+        text_nu, packing, sight = text.text_nu, text.packing, text.sight
+        width = text_nu.shape[-1]
         fan_in = width + (0 if grounded_sbd is None else self.visual_width)
 
         def param(name: str, fan_in: int, *shape: int) -> jax.Array:
@@ -306,14 +343,14 @@ class VCCSA(nn.Module):
 
         text_uu = param("fusion_text_kernel", fan_in, width, width)
         bias_u = param("fusion_bias", fan_in, width)
-        pre_blu = text_blu @ text_uu + bias_u[None, None]
+        pre_nu = text_nu @ text_uu + bias_u[None]
         if grounded_sbd is not None:
             dims = {"d": grounded_sbd.shape[-1], "a": self.aspect_width}
             words_ua = param("words_kernel", width, width, dims["a"])
             words_a = param("words_bias", width, dims["a"])
             scales_da = param("scales_kernel", dims["d"], dims["d"], dims["a"])
             video_du = param("fusion_video_kernel", fan_in, dims["d"], width)
-            words_bla = jnp.einsum("blu,ua->bla", text_blu, words_ua) + words_a[None, None]
+            words_bla = packing.unpack(text_nu @ words_ua + words_a[None])
             scales_sba = jnp.einsum("sbd,da->sba", grounded_sbd, scales_da)
             logits_bls = jnp.einsum("bla,sba->bls", words_bla, scales_sba)
             attn_bls = masked_softmax(logits_bls, jnp.ones((), bool))
@@ -326,23 +363,39 @@ class VCCSA(nn.Module):
             )
             # Projecting the few scales instead of their mixture for every word: same product.
             video_sbu = jnp.einsum("sbd,du->sbu", grounded_sbd, video_du)
-            seen_bls = jnp.where(keep_bl[..., None], attn_bls, 0)
-            pre_blu += jnp.einsum("bls,sbu->blu", seen_bls, video_sbu)
-        pre_blu = jax.nn.relu(pre_blu)
-        self.sow("intermediates", "text_fusion_pre", pre_blu)
-        final_blu, _ = MultiHeadAttention(
+            mixed_nu = packing.pack(jnp.einsum("bls,sbu->blu", attn_bls, video_sbu))
+            pre_nu += jnp.where(text.real_n[:, None], mixed_nu, 0)
+        pre_nu = jax.nn.relu(pre_nu)
+        self.sow("intermediates", "text_fusion_pre", packing.unpack(pre_nu))
+        pre_kqu = packing.blocks(pre_nu)
+        final_kqu, _ = MultiHeadAttention(
             self.final_heads, self.dropout, False, self.precision, name="final"
-        )(pre_blu, pre_blu, keep_bl[:, None], deterministic)
+        )(
+            pre_kqu, pre_kqu, sight.keep_kqz, sight.example_kq, sight.place_kq, sight.place_kz,
+            deterministic, around=packing.around,
+        )  # fmt: skip
+        final_blu = packing.unpack(final_kqu.reshape(pre_nu.shape))
         self.sow("intermediates", "text_fusion", final_blu)
-        if self.padding.mask_pool:
-            final_blu = jnp.where(keep_bl[..., None], final_blu, -jnp.inf)
-        return jnp.max(final_blu, axis=1)
+        length = text.length_b if self.padding.mask_pool else jnp.sum(packing.index_bl >= 0, axis=1)
+        inside_bl = jnp.arange(final_blu.shape[1])[None] < length[:, None]
+        return jnp.max(jnp.where(inside_bl[..., None], final_blu, -jnp.inf), axis=1)
 
     def sow_full(self, name: str, x_sbtd: jax.Array, row_bv: jax.Array) -> None:
         """Stores a shortened array for inspection at its full length, as (b,s,v,d)."""
-        index = row_bv[None, :, :, None] if x_sbtd.shape[2] < row_bv.shape[1] else None
-        full = x_sbtd if index is None else jnp.take_along_axis(x_sbtd, index, axis=2)
-        self.sow("intermediates", name, jnp.moveaxis(full, 0, 1))
+        full_sbvd = jnp.take_along_axis(x_sbtd, row_bv[None, :, :, None], axis=2)
+        self.sow("intermediates", name, jnp.moveaxis(full_sbvd, 0, 1))
+
+
+def weight_numbers(
+    shape: tuple[int, int, int, int], example_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Example and number within it of the weights (s*b,k,h,v) of all scales, for the dropout."""
+    scales, inner = shape[0] // len(example_b), shape[1:]
+    size = inner[0] * inner[1] * inner[2]
+    within = jnp.arange(size, dtype=jnp.uint32).reshape(1, *inner)
+    scale_n = jnp.repeat(jnp.arange(scales, dtype=jnp.uint32), len(example_b))
+    example_n = jnp.tile(example_b, scales)
+    return example_n[:, None, None, None], scale_n[:, None, None, None] * size + within
 
 
 def build_model(

@@ -15,7 +15,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Batch, Mean, Params, System, Task
 from jaxvsa.systems.vccsa.loss import LossOptions, task_loss
-from jaxvsa.systems.vccsa.model import VCCSA, build_model
+from jaxvsa.systems.vccsa.model import VCCSA, Shots, Words, build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
         )
 
     def init(rng: jax.Array, batch: Batch) -> Params:
-        return model.init(rng, **_inputs(model, batch), deterministic=True)["params"]
+        first = jax.tree.map(lambda leaf: leaf[0], _inputs(model, batch))
+        return model.init(rng, **first, deterministic=True)["params"]
 
     def loss(params: Params, batch: Batch, rng: jax.Array | None) -> dict[str, Mean]:
         terms = {}
@@ -95,7 +96,7 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
         init=init,
         loss=loss,
         tasks={"classify": Task(outputs, measure)},
-        tables={"video_btf": ("video", "frame_bt")} if model.variant != "text" else {},
+        tables={"video_gmf": ("video", "frame_gm")} if model.variant != "text" else {},
         trainable=((r"text/.*", False), (r".*", True)) if frozen else ((r".*", True),),
         parts=PARTS,
         partition=PARTITION_OF[model.variant],
@@ -119,38 +120,51 @@ def check_sizes(section: Mapping[str, Any], path: str) -> None:
 
 
 def _inputs(model: VCCSA, batch: Batch) -> dict[str, Any]:
-    """Arguments of the module; None for what its variant leaves out."""
-    text, video = model.variant != "video", model.variant != "text"
-    return {
-        "ids_bl": batch["ids_bl"] if text else None,
-        "length_b": batch["length_b"] if text else None,
-        "video_btf": batch["video_btf"] if video else None,
-        "count_b": jnp.sum(batch["frame_bt"] >= 0, 1, dtype=jnp.int32) if video else None,
-    }
+    """Arguments of the module for all groups, each leaf (g, ...); None for what is left out."""
+    packed = batch["frame_gm"] if model.variant == "video" else batch["ids_gn"]
+
+    def rows(name: str) -> jax.Array:
+        return batch[name].reshape(len(packed), -1, *batch[name].shape[1:])
+
+    words, shots = None, None
+    if model.variant != "video":
+        words = Words(batch["ids_gn"], rows("word_bl"), rows("length_b"))
+    if model.variant != "text":
+        shots = Shots(batch["video_gmf"], rows("shot_bt"), rows("count_b"))
+    return {"words": words, "shots": shots, "example_b": rows("index_b")}
 
 
 def _logits(
     model: VCCSA, params: Params, batch: Batch, rng: jax.Array | None
 ) -> dict[str, jax.Array]:
     """Task -> logits (b,c); dropout if a key is given."""
-    found: Any = model.apply(
-        {"params": params},
-        **_inputs(model, batch),
-        deterministic=rng is None,
-        rngs=None if rng is None else {"dropout": rng},
-    )
-    return found
+
+    def one(group: dict[str, Any]) -> Any:
+        return model.apply(
+            {"params": params},
+            **group,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"dropout": rng},
+        )
+
+    found = jax.vmap(one)(_inputs(model, batch))
+    return {task: logits.reshape(-1, logits.shape[-1]) for task, logits in found.items()}
 
 
 def _fields(model: VCCSA, facts: Facts) -> dict[str, tuple[str, Any]]:
     """Batch field -> (axes, dtype)."""
-    fields: dict[str, tuple[str, Any]] = {"valid_b": ("b", jnp.bool_)}
+    fields: dict[str, tuple[str, Any]] = {"valid_b": ("b", jnp.bool_), "index_b": ("b", jnp.int32)}
     fields |= {f"label_{task}_b": ("b", jnp.int32) for task in facts.label_names}
     if model.variant != "video":
-        fields |= {"ids_bl": ("bl", jnp.int32), "length_b": ("b", jnp.int32)}
+        fields |= {name: (name.rpartition("_")[2], jnp.int32) for name in _TEXT_FIELDS}
     if model.variant != "text":
-        fields |= {"frame_bt": ("bt", jnp.int32), "video_btf": ("btf", facts.feature_dtype)}
+        fields |= {name: (name.rpartition("_")[2], jnp.int32) for name in _VIDEO_FIELDS}
+        fields["video_gmf"] = ("gmf", facts.feature_dtype)
     return fields
+
+
+_TEXT_FIELDS = ("ids_gn", "word_bl", "length_b")
+_VIDEO_FIELDS = ("frame_gm", "shot_bt", "count_b")
 
 
 PARTS = (("text", r"text/.*"), ("heads", r"head_.*"), ("fusion", r".*"))

@@ -13,12 +13,19 @@ from systems.vccsa import plain
 
 from jaxvsa.core.precision import Precision
 from jaxvsa.interop.vccsa import from_published
+from jaxvsa.layers.temporal import tower_margin
 from jaxvsa.layers.text_encoder import TextEncoder
 from jaxvsa.systems.vccsa.loss import LossOptions, task_loss
-from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding
+from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding, Shots, Words
 
 PUBLISHED = Padding(False, False, False, False, False)
 FOCAL = LossOptions("focal", 2.0, "uniform", 0.0)
+LAYOUTS: dict[str, dict[str, int]] = {
+    "rectangle": {},
+    "packed": {"words": 1},
+    "packed with a tail": {"words": 2, "tail": 2},
+}
+"""How `inputs` lays out a case: the function must not depend on it."""
 
 
 def make(model: Mapping[str, Any], roberta: Mapping[str, Any], dtype: str, **more: Any) -> VCCSA:
@@ -64,27 +71,75 @@ def make(model: Mapping[str, Any], roberta: Mapping[str, Any], dtype: str, **mor
     return VCCSA(**{**fields, **more})
 
 
-def inputs(golden: helper.Golden, dtype: str) -> tuple[np.ndarray, ...]:
-    """ids, token counts, frames and frame counts of a case."""
-    io = golden.io
-    counts = io["video_feat_mask"].sum(1).astype(np.int32)
-    return (
-        io["input_ids"],
-        io["attention_mask"].sum(1).astype(np.int32),
-        io["video_feat"].astype(dtype),
-        counts,
+def inputs(
+    golden: helper.Golden, dtype: str, words: int | None = None, tail: int = 0
+) -> tuple[Words, Shots, np.ndarray]:
+    """The rows of a case, packed: arguments of the model.
+
+    Args:
+        golden: the case.
+        dtype: of the frames.
+        words: padding tokens kept for each row at most; None keeps all, so that the rows fill a
+            rectangle and their blocks are rows.
+        tail: unused places in multiples of 32 behind words and frames.
+    """
+    io, model = golden.io, golden.config["model"]
+    length_b = io["attention_mask"].sum(1).astype(np.int32)
+    count_b = io["video_feat_mask"].sum(1).astype(np.int32)
+    full, limit = io["input_ids"].shape[1], model["visual_length"]
+    span_b = np.minimum(length_b + (full if words is None else words), full)
+    tower_b = np.minimum(count_b + tower_margin(model["multiview_num"]), limit)
+    pad = golden.config["roberta"]["pad_token_id"]
+    size = None if words is None else (-(-int(span_b.sum()) // 32) + tail) * 32
+    word_bl, ids_n = pack(io["input_ids"], span_b, pad, size)
+    shot_bt, video_mf = pack(io["video_feat"].astype(dtype), tower_b, 0, tower_b.sum() + 32 * tail)
+    example_b = np.arange(7, 7 + len(length_b), dtype=np.int32)
+    arrays = Words(ids_n, word_bl, length_b), Shots(video_mf, shot_bt, count_b), example_b
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def expand(outputs: Mapping[str, Any], words: Words, full: int) -> dict[str, np.ndarray]:
+    """Outputs over the words as they are with all padding kept: all padding tokens are equal."""
+    found = {name: np.asarray(value) for name, value in outputs.items()}
+    span_b = np.asarray((words.word_bl >= 0).sum(axis=1))
+    place_bl = np.minimum(np.arange(full)[None], span_b[:, None] - 1)
+    for name in (
+        "text_token_features", "multiview_attention", "multiview_fused", "multiview_fused_masked",
+        "text_fusion_pre", "text_fusion",
+    ):  # fmt: skip
+        found[name] = np.take_along_axis(found[name], place_bl[..., None], axis=1)
+    missing = full - words.word_bl.shape[1]
+    found["consensus_attention_rows"] = np.pad(
+        found["consensus_attention_rows"], ((0, 0), (0, 0), (0, missing))
     )
+    return found
 
 
-def shorten(arrays: tuple[np.ndarray, ...], words: int, frames: int) -> tuple[np.ndarray, ...]:
-    """The same rows cut to `words` tokens and `frames` frames."""
-    ids_bl, length_b, video_btf, count_b = arrays
-    return ids_bl[:, :words], length_b, video_btf[:, :frames], count_b
+def pack(
+    x_bld: np.ndarray, span_b: np.ndarray, fill: Any, size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `span_b` elements of every row one after another, and where they lie."""
+    longest = int(span_b.max())
+    start_b, rectangle = np.cumsum(span_b) - span_b, longest * len(span_b)
+    if size in (None, rectangle):
+        start_b, size = np.arange(len(span_b)) * longest, rectangle
+    place_bl = np.arange(longest)[None]
+    index_bl = np.where(place_bl < span_b[:, None], start_b[:, None] + place_bl, -1)
+    packed = np.full((size, *x_bld.shape[2:]), fill, x_bld.dtype)
+    packed[index_bl[index_bl >= 0]] = x_bld[:, :longest][index_bl >= 0]
+    return index_bl.astype(np.int32), packed
 
 
-def params_of(golden: helper.Golden, model: VCCSA, arrays: tuple[np.ndarray, ...]) -> Any:
+def params_of(golden: helper.Golden, model: VCCSA, arrays: tuple[Any, ...]) -> Any:
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), *arrays, True))["params"]
     return from_published(golden.state, like)
+
+
+def random_params(model: VCCSA, *arrays: Any) -> Any:
+    """Normal values of a size that makes attention sharp."""
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), *arrays, True))["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(leaf.dtype), like)
 
 
 def run(model: VCCSA, params: Any, *arrays: Any) -> dict[str, np.ndarray]:
@@ -105,17 +160,24 @@ def losses(model: VCCSA, params: Any, arrays: Any, golden: helper.Golden) -> tup
         count_c = (1,) * scores.shape[-1]
         outputs[f"{task}_loss"] = jnp.mean(task_loss(FOCAL, scores, label_b, count_c))
     outputs["total_loss"] = outputs["opinion_loss"] + outputs["emotion_loss"]
-    scales, batch = model.num_scales, len(arrays[0])
+    words, _, example_b = arrays
+    scales, batch = model.num_scales, len(example_b)
     attn_nkhv = sown.pop("grounding_attention")
     heads = attn_nkhv.shape[-2:]
     sown["grounding_attention"] = jnp.swapaxes(attn_nkhv.reshape(scales, batch, *heads), 0, 1)
     for name in ("consensus_features", "consensus_attention_rows", "lstm_cell_final", "cg_score"):
         sown[name] = sown[name][:, :, 0]  # one token
     sown["visual_encoded"] = sown["visual_encoded"][:, 0]
-    keep_bl = np.arange(arrays[0].shape[1])[None] < arrays[1][:, None]
+    keep_bl = np.arange(words.word_bl.shape[1])[None] < words.length_b[:, None]
     fused_bld = sown["multiview_fused"]
     sown["multiview_fused_masked"] = jnp.where(keep_bl[..., None], fused_bld, 0)
     return outputs["total_loss"], {**outputs, **sown}
+
+
+def random_golden(dtype: str) -> helper.Golden:
+    """`random_case` in the form of a golden case, without results."""
+    model, roberta, state, batch = random_case(dtype)
+    return helper.Golden("random", {"model": model, "roberta": roberta}, state, {}, batch)
 
 
 def random_case(dtype: str = "float64") -> tuple[dict, dict, dict, dict]:

@@ -13,14 +13,16 @@ import optax
 import pytest
 from systems.vccsa import golden as helper
 from systems.vccsa.ours import (
+    LAYOUTS,
     PUBLISHED,
+    expand,
     inputs,
     losses,
     make,
     params_of,
-    random_case,
+    random_golden,
+    random_params,
     run,
-    shorten,
 )
 
 from jaxvsa.core.config import build
@@ -34,24 +36,30 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 @functools.cache
-def start(case: Path, dtype: str) -> tuple[Any, Any]:
-    """Parameters of a case, and params -> ((loss, outputs), gradients) compiled once for it."""
+def start(case: Path, dtype: str, layout: str) -> tuple[Any, ...]:
+    """Inputs and parameters of a case, and params -> ((loss, outputs), gradients), compiled once.
+
+    A rectangle is what the published code computes; the other layouts are compared with it.
+    """
     golden = helper.load(case)
-    model, arrays = make(golden.model, golden.roberta, dtype), inputs(golden, dtype)
+    model = make(golden.model, golden.roberta, dtype)
+    arrays = inputs(golden, dtype, **LAYOUTS[layout])
     whole = jax.value_and_grad(lambda p: losses(model, p, arrays, golden), has_aux=True)
-    return params_of(golden, model, arrays), jax.jit(whole)
+    return arrays, params_of(golden, model, arrays), jax.jit(whole)
 
 
 @pytest.mark.smoke
 @CASES
 @DTYPES
-def test_model_equals_the_golden_outputs_and_gradients(case: Path, dtype: Any) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_model_equals_the_golden_outputs_and_gradients(case: Path, dtype: Any, layout: str) -> None:
     golden = helper.load(case)
     with jax.enable_x64(dtype == "float64"):
-        params, run = start(case, dtype)
+        arrays, params, run = start(case, dtype, layout)
         (_, outputs), grads = run(params)
-        helper.check_outputs(golden, outputs, dtype)
-        published = to_published(jax.device_get(grads))
+    outputs = expand(outputs, arrays[0], golden.io["input_ids"].shape[1])
+    helper.check_outputs(golden, outputs, dtype)
+    published = to_published(jax.device_get(grads))
     published["opinion_loss.weight"] = published["emotion_loss.weight"] = np.zeros(1)
     helper.check_grads(golden, published, dtype)
 
@@ -66,7 +74,7 @@ def test_adamw_follows_the_golden_trajectory(case: Path, dtype: Any, rule: Any) 
     adam = scale_by_adam_hf if rule == "hf" else optax.scale_by_adam
     tx = adam(beta1, beta2, settings["eps"])
     with jax.enable_x64(dtype == "float64"):
-        params, run = start(case, dtype)
+        _, params, run = start(case, dtype, "packed")
 
         @jax.jit
         def update(params: Any, grads: Any, opt: Any, rate: Any) -> Any:
@@ -82,16 +90,13 @@ def test_adamw_follows_the_golden_trajectory(case: Path, dtype: Any, rule: Any) 
 
 
 def test_consensus_mask_changes_nothing_in_one_layer_but_in_two() -> None:
-    model_config, roberta, _, batch = random_case("float32")
-    golden = helper.Golden("random", {}, {}, {}, batch)
-    arrays = inputs(golden, "float32")
+    golden = random_golden("float32")
+    arrays = inputs(golden, "float32", words=1)
 
     def logits(layers: int, masked: bool) -> np.ndarray:
         options = ConsensusOptions(8, 2, layers, 2, masked)
-        model = make(model_config, roberta, "float32", consensus=options)
-        params = jax.jit(lambda: model.init(jax.random.key(1), *arrays, True))()["params"]
-        params = jax.tree.map(lambda leaf: 4 * leaf, params)  # sharp attention
-        return np.asarray(run(model, params, *arrays)["emotion"])
+        model = make(golden.model, golden.roberta, "float32", consensus=options)
+        return np.asarray(run(model, random_params(model, *arrays), *arrays)["emotion"])
 
     np.testing.assert_array_equal(logits(1, True), logits(1, False))
     assert np.abs(logits(2, True) - logits(2, False)).max() > 1e-6
@@ -99,28 +104,29 @@ def test_consensus_mask_changes_nothing_in_one_layer_but_in_two() -> None:
 
 @pytest.mark.parametrize("variant", ["text", "video"])
 def test_variant_does_not_depend_on_the_input_it_leaves_out(variant: Any) -> None:
-    model_config, roberta, _, batch = random_case("float32")
-    arrays = inputs(helper.Golden("random", {}, {}, {}, batch), "float32")
+    golden = random_golden("float32")
+    words, shots, example_b = inputs(golden, "float32", words=1)
     text = {} if variant == "text" else {"text": None}
-    model = make(model_config, roberta, "float32", variant=variant, **text)
-    used = (*arrays[:2], None, None) if variant == "text" else (None, None, *arrays[2:])
-    params = jax.jit(lambda: model.init(jax.random.key(0), *used, True))()["params"]
+    model = make(golden.model, golden.roberta, "float32", variant=variant, **text)
+    used = (words, None, example_b) if variant == "text" else (None, shots, example_b)
+    params = random_params(model, *used)
     paths = {path.split("/")[0] for path in params}
     assert ("pyramid" in paths) == (variant == "video")
     assert ("text" in paths) == (variant == "text")
     logits = run(model, params, *used)
     assert logits["opinion"].shape == (4, 3)
     assert np.ptp(np.asarray(logits["opinion"]), axis=0).max() > 1e-4
+    both = run(model, params, words, shots, example_b)
+    np.testing.assert_array_equal(both["opinion"], logits["opinion"])
 
 
 @pytest.mark.parametrize(
     "field", ["mask_frames", "mask_grounding", "stop_cell", "mask_gate", "mask_pool"]
 )
 def test_padding_switch_changes_the_function(field: str) -> None:
-    model_config, roberta, state, batch = random_case("float32")
-    golden = helper.Golden("random", {}, state, {}, batch)
-    arrays = inputs(golden, "float32")
-    default = make(model_config, roberta, "float32")
+    golden = random_golden("float32")
+    arrays = inputs(golden, "float32", words=1)
+    default = make(golden.model, golden.roberta, "float32")
     params = params_of(golden, default, arrays)
     switched = default.clone(padding=Padding(**{**vars(PUBLISHED), field: True}))
     before = run(default, params, *arrays)["emotion"]
@@ -128,24 +134,29 @@ def test_padding_switch_changes_the_function(field: str) -> None:
     assert np.abs(before - after).max() > 1e-5
 
 
-def test_without_any_padding_leak_padded_length_is_irrelevant() -> None:
-    model_config, roberta, state, batch = random_case("float32")
-    golden = helper.Golden("random", {}, state, {}, batch)
+def test_without_any_padding_leak_padding_is_irrelevant() -> None:
+    """Without padding tokens, and with noise in the rows behind the frames."""
+    golden = random_golden("float32")
     arrays = inputs(golden, "float32")
-    model = make(model_config, roberta, "float32", padding=Padding(*(True,) * 5))
+    model = make(golden.model, golden.roberta, "float32", padding=Padding(*(True,) * 5))
     params = params_of(golden, model, arrays)
-    wide = run(model, params, *arrays)["emotion"]
-    ids_bl, length_b, video_btf, count_b = shorten(arrays, 9, 12)
-    noisy_btf = video_btf + 5.0 * (np.arange(12)[None, :, None] >= count_b[:, None, None])
-    noise = run(model, params, ids_bl, length_b, noisy_btf.astype("f4"), count_b)
-    np.testing.assert_allclose(noise["emotion"], wide, rtol=1e-5, atol=1e-5)
+    want = run(model, params, *arrays)["emotion"]
+    words, shots, example_b = inputs(golden, "float32", words=0, tail=1)
+    noise = np.full(len(shots.video_mf), 5.0)
+    for at, count in zip(shots.shot_bt[:, 0], shots.count_b, strict=True):
+        noise[at : at + count] = 0
+    noisy = shots.replace(video_mf=shots.video_mf + noise[:, None].astype("f4"))
+    got = run(model, params, words, noisy, example_b)["emotion"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    default = model.clone(padding=PUBLISHED)
+    leaked = run(default, params, words, noisy, example_b)["emotion"]
+    assert np.abs(leaked - run(default, params, words, shots, example_b)["emotion"]).max() > 1e-3
 
 
 def test_bfloat16_compute_stays_near_float32_and_its_logits_are_float32() -> None:
-    model_config, roberta, state, batch = random_case("float32")
-    golden = helper.Golden("random", {}, state, {}, batch)
-    arrays = inputs(golden, "float32")
-    exact = make(model_config, roberta, "float32")
+    golden = random_golden("float32")
+    arrays = inputs(golden, "float32", words=1)
+    exact = make(golden.model, golden.roberta, "float32")
     params = params_of(golden, exact, arrays)
     precision = Precision("float32", "bfloat16")
     coarse = exact.clone(precision=precision, text=exact.text.clone(precision=precision))
@@ -157,13 +168,11 @@ def test_bfloat16_compute_stays_near_float32_and_its_logits_are_float32() -> Non
 
 
 def test_model_refuses_more_frames_than_its_length() -> None:
-    model_config, roberta, _, batch = random_case("float32")
-    ids_bl, length_b, video_btf, count_b = inputs(
-        helper.Golden("random", {}, {}, {}, batch), "float32"
-    )
-    model = make({**model_config, "visual_length": 30}, roberta, "float32")
-    with pytest.raises(ValueError, match="40 frames, visual_length is 30"):
-        model.init(jax.random.key(0), ids_bl, length_b, video_btf, count_b, True)
+    golden = random_golden("float32")
+    arrays = inputs(golden, "float32", words=1)
+    model = make({**golden.model, "visual_length": 18}, golden.roberta, "float32")
+    with pytest.raises(ValueError, match="shot_bt has 19 frames, visual_length is 18"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), *arrays, True))
 
 
 def test_consensus_section_names_the_misspelt_key() -> None:
