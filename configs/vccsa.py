@@ -30,6 +30,8 @@ def paper() -> ConfigDict:
                 "text_pad": "one",  # "max": all 512 of them, the published dropout statistics
                 "shapes": 8,  # most padded shapes of the batches, each one compilation
                 "resident": "auto",  # features on the device if they fit; "no": on the host
+                "group": "none",  # code: uniform draws; "length", "video": faster, other sampling
+                "window": 32,  # batches that are grouped together
                 "vocab_size": 8192,  # of the byte-level BPE, where weights.text is empty
             },
             "weights": {

@@ -50,7 +50,7 @@ def test_variant_has_exactly_the_keys_that_are_read(variant: str) -> None:
     for name, options in sections.items():
         build(options, config[name], f"config.{name}")
     module(config["system"]).build(config, facts(variant, config))
-    known = {*sections, "system", "seed", "init_from", "model", "loss"}
+    known = {*sections, "system", "seed", "init_from", "profile", "model", "loss"}
     assert set(config) == known
 
 
@@ -59,10 +59,10 @@ def test_variant_traces_one_update_at_full_size(variant: str) -> None:
     config = to_plain(load_config(f"configs/vccsa.py:{variant}"))
     given = facts(variant, config)
     system = module(config["system"]).build(config, given)
-    batching = Batching.of(config)
-    sizes = {axis: ladder[-1] for axis, ladder in batching.rungs.items()}
     size = config["train"]["batch_size"]
-    batch = abstract_batch(system, {"b": size, "f": given.feature_width or 0, **sizes})
+    sizes = Batching.of(config).full_sizes(size)
+    assert sizes["n"] == size * config["data"]["text_len"]
+    batch = abstract_batch(system, {"f": given.feature_width or 0, **sizes})
     rng = jax.random.key(0)
     params = jax.eval_shape(system.init, rng, batch)
     learn, _ = trees.split(params, system.trainable)
@@ -90,7 +90,7 @@ def test_paper_has_the_published_number_of_parameters() -> None:
     config = to_plain(load_config("configs/vccsa.py:paper"))
     given = facts("paper", config)
     system = module("vccsa").build(config, given)
-    batch = abstract_batch(system, {"b": 1, "l": 16, "t": 45, "f": 1024})
+    batch = abstract_batch(system, {"b": 1, "g": 1, "n": 32, "l": 33, "m": 64, "t": 45, "f": 1024})
     params = jax.eval_shape(system.init, jax.random.key(0), batch)
     dead_pooler = 768 * 768 + 768
     dead_grounding = 512 * 768 + 512 * 512 + 512 + 2 * 512

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxvsa.core import distributed
+from jaxvsa.core import distributed, memory
 from jaxvsa.core.errors import UserError, nearest
 
 
@@ -25,6 +25,7 @@ def run_door(
         main: takes the arguments after the program's name.
         argv: these arguments; None = those of the process.
     """
+    memory.keep_freed()
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()

@@ -8,6 +8,7 @@ import logging
 import math
 import pathlib
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -93,10 +94,9 @@ class Records:
         with reading(path):
             record = json.loads(path.read_text("utf-8"))
             sound = record == seal(record) and record["step"] == step
-            newer = sound and record["format"] > FORMAT
         if not sound:
             raise CheckpointDamaged(path, "the record is not what was saved")
-        if newer:
+        if record["format"] > FORMAT:
             raise UserError(
                 f"{path} has format {record['format']}, this version of jaxvsa reads up to "
                 f"{FORMAT}; install a newer one"
@@ -200,15 +200,24 @@ def report_once() -> None:
     whose end print some more.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(_of_others)
+    dropped = r"coroutine '.*(serialize|_write|write_fragment|_read_).*' was never awaited"
+    warnings.filterwarnings("ignore", dropped, RuntimeWarning)
     report_others = sys.unraisablehook
 
     def report(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        dropped = code is not None and "orbax" in code.co_filename
-        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
+        theirs = code is not None and "orbax" in code.co_filename
+        if not theirs and str(unraisable.exc_value) != "Event loop is closed":
             report_others(unraisable)
 
     sys.unraisablehook = report
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Whether asyncio speaks of anything but a read or write of TensorStore that was dropped."""
+    text = record.getMessage()
+    return not ("exception was never retrieved" in text and "_wrap_awaitable" in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxvsa.core.errors import UserError
 from jaxvsa.data.features import FeatureTable
 from jaxvsa.data.sizes import Axis
 from jaxvsa.data.text import Tokens
@@ -128,6 +129,18 @@ class CommentExamples:
                              self._videos.limit)  # fmt: skip
         return axes
 
+    def sort_key(self, by: str) -> np.ndarray:
+        """What `BatchPlan` may sort a window by: "length" of the text, or "video".
+
+        Raises:
+            UserError: the examples have none of it.
+        """
+        if by == "length" and self._tokens is not None:
+            return self._tokens.length_b
+        if by == "video" and self._videos is not None:
+            return self._videos.row_b
+        raise UserError(f"config.data.group is '{by}', which this model does not read; set 'none'")
+
     def in_order(self) -> np.ndarray:
         """The examples sorted by length, those on one video together: tight and shared batches."""
         keys: list[np.ndarray] = []
@@ -189,10 +202,8 @@ class CommentExamples:
             "count_b": count_b.astype(np.int32),
         }
         if not videos.resident:
-            values_nf = videos.features.values_nf
-            video_gmf = np.zeros((*frame_gm.shape, values_nf.shape[1]), values_nf.dtype)
-            video_gmf[frame_gm >= 0] = values_nf[frame_gm[frame_gm >= 0]]
-            frames["video_gmf"] = video_gmf
+            frames["video_gmf"] = videos.features.values_nf.take(frame_gm, axis=0, mode="clip")
+            frames["video_gmf"][frame_gm < 0] = 0
         return frames
 
 

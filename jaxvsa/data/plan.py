@@ -54,6 +54,8 @@ class BatchPlan:
         groups: int = 1,
         shapes: int = 8,
         order: np.ndarray | None = None,
+        sort_b: np.ndarray | None = None,
+        window: int = 1,
         seed: int = 0,
         num_steps: int | None = None,
     ):
@@ -66,6 +68,10 @@ class BatchPlan:
             shapes: most different shapes of the batches, each one compilation.
             order: the examples in a fixed order, every epoch (evaluation); None draws a new order
                 every epoch.
+            sort_b: a number of each example; batches are made of examples that are near in it,
+                among those that the next `window` batches draw. This changes the sampling: batches
+                are no longer uniform draws.
+            window: batches, at least 1; read with `sort_b`.
             seed: of the order, at least 0; unused with `order`.
             num_steps: length of the plan; None is one epoch.
 
@@ -74,6 +80,7 @@ class BatchPlan:
                 divide, or a negative seed.
         """
         self.axes, self._order, self._seed = dict(axes), order, seed
+        self._sort_b, self._window = sort_b, window
         self._num_examples = _count_examples(self.axes)
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}; it must be at least 1")
@@ -84,6 +91,8 @@ class BatchPlan:
             )
         if shapes < 1:
             raise UserError(f"the number of batch shapes is {shapes}; it must be at least 1")
+        if window < 1:
+            raise UserError(f"the window is {window} batches; it must be at least 1")
         if seed < 0:
             raise UserError(f"seed is {seed}; it must be at least 0")
         self.batch_size, self.groups = batch_size, groups
@@ -156,8 +165,20 @@ class BatchPlan:
         if order is None:
             words = np.random.Philox(key=(self._seed, epoch)).random_raw(self._num_examples)
             order = np.argsort(words, kind="stable")
+            order = order if self._sort_b is None else self._arrange(order, epoch)
         index_sb.reshape(-1)[: self._num_examples] = order
         return index_sb
+
+    def _arrange(self, order: np.ndarray, epoch: int) -> np.ndarray:
+        """Sorts the draws of every window, then shuffles its whole batches."""
+        assert self._sort_b is not None
+        size, whole = self.batch_size, self._num_examples // self.batch_size
+        window_b = np.arange(self._num_examples) // (size * self._window)
+        order = order[np.lexsort((self._sort_b[order], window_b))]
+        words = np.random.Philox(key=(self._seed, epoch + (1 << 32))).random_raw(whole)
+        moved = np.lexsort((words, np.arange(whole) // self._window))
+        batches = order[: whole * size].reshape(whole, size)[moved]
+        return np.concatenate([batches.reshape(-1), order[whole * size :]])
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Examples int64 (batches, b) of one epoch and the sizes of its batches (batches, axes)."""

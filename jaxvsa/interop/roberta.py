@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvsa.core.errors import UserError
@@ -16,6 +15,7 @@ from jaxvsa.core.files import read_json
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named, nest
 from jaxvsa.interop.tensors import load_safetensors
+from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import TextEncoder
 
 _OUTER = {
@@ -171,13 +171,13 @@ def _typed(path: Path, config: Mapping[str, Any], key: str, kind_of: type) -> in
 def _check_shapes(fields: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     """Compares with the shapes that the model itself would create."""
     model = TextEncoder(**fields, unroll=False, precision=Precision())
-    ids_bl = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    keep_bl = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    made = jax.eval_shape(
-        lambda ids_bl, keep_bl: model.init(jax.random.key(0), ids_bl, keep_bl, True),
-        ids_bl,
-        keep_bl,
-    )
+
+    def init() -> Any:
+        packing = Packing.rectangle(1, 1)
+        sight = Sight.of(packing, packing.row_n >= 0, packing.row_n)
+        return model.init(jax.random.key(0), packing.row_n, packing, sight, True)
+
+    made = jax.eval_shape(init)
     given = named(params)
     for path, leaf in named(made["params"]).items():
         if given[path].shape != leaf.shape:

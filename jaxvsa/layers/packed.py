@@ -49,8 +49,7 @@ class Packing(struct.PyTreeNode):
     @property
     def block(self) -> int:
         """Elements of an attention block: a row if the rows fill a rectangle, else `BLOCK`."""
-        rows, length = self.index_bl.shape
-        return length if self._is_rectangle else BLOCK
+        return self.index_bl.shape[1] if self._is_rectangle else BLOCK
 
     @property
     def radius(self) -> int:

@@ -71,7 +71,7 @@ class EncoderLayer(nn.Module):
         out_nu = drop("drop_out", dense(features=width, name="out")(out_nu))
         x_nu = norm(name="norm_attention")(x_nu + out_nu)
         inner_ni = dense(features=self.mlp_width, name="mlp_in")(x_nu)
-        inner_ni = jax.nn.gelu(inner_ni, approximate=False)
+        inner_ni = 0.5 * inner_ni * (1 + jax.lax.erf(inner_ni * 0.5**0.5))
         out_nu = drop("drop_mlp", dense(features=width, name="mlp_out")(inner_ni))
         return norm(name="norm_mlp")(x_nu + out_nu), None
 

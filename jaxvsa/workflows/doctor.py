@@ -274,7 +274,7 @@ def _memory(setup: Setup) -> str:
     state = trees.num_bytes({"learn": setup.abstract.learn, "opt": setup.abstract.opt})
     state += trees.num_bytes([setup.abstract.learn, setup.abstract.held])
     per_device = state // (options.fsdp * options.tensor)
-    shared = setup.data.batching.resident or jax.devices()[0].platform == "cpu"
+    shared = setup.data.batching.is_resident(features) or jax.devices()[0].platform == "cpu"
     table = features.values_nf.nbytes if features is not None and shared else 0
     need, available = per_device + table, available_memory()
     text = (
@@ -283,7 +283,7 @@ def _memory(setup: Setup) -> str:
     )
     if need > available:
         raise UserError(
-            f"too little memory: {text}; set config.data.resident=False, raise config.mesh.fsdp, "
+            f"too little memory: {text}; set config.data.resident=no, raise config.mesh.fsdp, "
             "or take a larger machine"
         )
     return text

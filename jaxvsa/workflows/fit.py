@@ -89,7 +89,7 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
     examples, shards = data.examples("train"), meshes.local_shards(mesh)
     per_epoch = -(-len(examples) // options.batch_size)
     num_steps = options.steps or max(1, round(options.epochs * per_epoch))
-    plan = data.batching.plan(
+    plan = data.batching.shuffled(
         examples,
         options.batch_size,
         groups=options.accumulate * shards[1],

@@ -120,8 +120,12 @@ def test_processes_stop_at_the_same_step_when_one_is_told():
         )
         for index in "01"
     ]
-    for output, errors in [process.communicate(timeout=120) for process in processes]:
-        assert output.splitlines()[-1:] == [
-            "stopped by SIGTERM at step 6; the same command resumes"
-        ], errors
-    assert [process.returncode for process in processes] == [0, 0]
+    want = "stopped by SIGTERM at step 6; the same command resumes"
+    try:
+        for output, errors in [process.communicate(timeout=120) for process in processes]:
+            assert output.splitlines()[-1:] == [want], errors
+        assert [process.returncode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

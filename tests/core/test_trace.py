@@ -28,6 +28,7 @@ def test_shares_by_hand():
     """Work of two threads, a loop around it, a short gap, the host's marks; outside is cut off."""
     work = [
         span(-5, 2, "matrix products"),  # begins before the first mark
+        span(12.05, 13, "elementwise"),  # begins after the last one
         span(1, 3, "elementwise"),
         span(3, 4, ""),  # a loop between two operations of its body
         span(4, 5, "elementwise"),
@@ -153,13 +154,13 @@ def a_trace():
 
     compute = message(
         (2, "Stream #13(Compute)"),
-        (3, 1_000_000),  # starts at 1 ms
+        (3, 2_000_000),  # starts at 2 ms
         event(1, 0, 1, *by(3)),
         event(2, 1, 3, *by("custom-call.4")),
         event(1, 3, 3.5, *update),
         event(1, 4, 5, [(1, 1), (5, "loop_fusion.3")], [(1, 2), (3, 8)], [(1, 5), (5, "jit_eval")]),
     )
-    copies = message((2, "Stream #14(MemcpyH2D)"), (3, 1_000_000), event(3, 5, 6))
+    copies = message((2, "Stream #14(MemcpyH2D)"), (3, 2_000_000), event(3, 5, 6))
     derived = message((2, "XLA Ops"), (3, 1_000_000), event(6, 0, 9, *by(3)))
     gpu = message((2, "/device:GPU:0"), (3, compute), (3, copies), (3, derived), *events, *stats)
     python = message((2, "python"), (3, 1_000_000), event(4, 0, 1), event(5, 6, 8))
@@ -186,7 +187,8 @@ def test_trace_of_a_gpu_by_hand(tmp_path):
         trace.LOOP: 2,
         trace.COPY: 1,
         trace.OTHER_PROGRAM: 1,
-        "idle: anything else": 2.5,
+        "idle: dispatch, compilation": 1,
+        "idle: anything else": 1.5,
     }
 
 

@@ -158,3 +158,30 @@ def test_plan_refuses(changes, message):
 def test_axes_must_speak_of_the_same_examples():
     with pytest.raises(ValueError, match=r"different numbers of examples: \{'l': 5, 't': 4\}"):
         make(axes=longest(NEED) | {"t": Axis(NEED[:4], False, 1.0)})
+
+
+def test_grouping_keeps_every_example_once_and_makes_batches_alike():
+    rng = np.random.default_rng(0)
+    need_b = rng.integers(1, 100, 103)
+    axes = {"l": Axis(need_b, False, 1.0)}
+    how = {"seed": 3, "num_steps": 26, "shapes": 4}
+    plain = BatchPlan(axes, 8, **how)
+    grouped = BatchPlan(axes, 8, sort_b=need_b, window=4, **how)
+    spread = {name: [] for name in ("plain", "grouped")}
+    for epoch in (0, 1):
+        assert sorted(drawn(grouped, epoch)) == list(range(103))
+        for name, plan in (("plain", plain), ("grouped", grouped)):
+            steps = [plan[13 * epoch + step].index_b for step in range(12)]
+            spread[name] += [np.ptp(need_b[index_b]) for index_b in steps]
+    assert np.mean(spread["grouped"]) < 0.5 * np.mean(spread["plain"])
+    # A window holds the same examples with and without grouping, in whole batches that move.
+    window = [plan_window(plan) for plan in (plain, grouped)]
+    assert window[0] == window[1]
+    means = [need_b[grouped[13 + step].index_b].mean() for step in range(4)]
+    assert means != sorted(means)
+    with pytest.raises(UserError, match="the window is 0 batches"):
+        BatchPlan(axes, 8, sort_b=need_b, window=0)
+
+
+def plan_window(plan):
+    return sorted(np.concatenate([plan[step].index_b for step in range(4)]).tolist())

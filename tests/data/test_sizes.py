@@ -48,6 +48,9 @@ def test_shapes_by_hand():
     often = np.concatenate([need_sa, np.repeat(need_sa[1:2], 3, axis=0)])
     assert choose_shapes(often, np.array([1.0, 0.0]), 2).tolist() == [[20, 1], [28, 1]]
     assert choose_shapes(need_sa, np.array([1.0, 0.0]), 1).tolist() == [[28, 1]]
+    # What was merged counts for all its batches: 11 holds two, so that 30 goes to 33 first.
+    line = np.array([[10], [11], [13], [30], [33]])
+    assert choose_shapes(line, np.ones(1), 3).tolist() == [[11], [13], [33]]
     # Merging covers every axis, and what an axis costs is its weight.
     crossed = np.array([[1, 4], [4, 1], [4, 4]])
     assert choose_shapes(crossed, np.array([9.0, 1.0]), 2).tolist() == [[1, 4], [4, 4]]

@@ -36,16 +36,18 @@ def _system(traces):
     )
 
 
-def _batches(num, size, label_n):
-    """`num` examples in order, the last batch padded with example 0."""
+def _batches(num, size, label_n, order=None):
+    """`num` examples, in `order` if one is given, the last batch padded with example 0."""
+    order = np.arange(num) if order is None else order
     for start in range(0, num, size):
-        row_b = np.arange(start, start + size)
-        valid_b = row_b < num
-        row_b = np.where(valid_b, row_b, 0).astype(np.int32)
-        yield {"row_b": row_b, "label_b": label_n[row_b], "valid_b": valid_b}
+        valid_b = np.arange(start, start + size) < num
+        row_b = np.zeros(size, np.int32)
+        row_b[valid_b] = order[start : start + size]
+        fields = {"row_b": row_b, "label_b": label_n[row_b], "valid_b": valid_b}
+        yield fields | {"index_b": row_b}
 
 
-def _run(num, size, devices=1, traces=None):
+def _run(num, size, devices=1, traces=None, order=None):
     rng = np.random.default_rng(0)
     logits_nc = rng.normal(size=(num, 3)).astype(np.float32)
     label_n = rng.integers(3, size=num).astype(np.int32)
@@ -55,7 +57,7 @@ def _run(num, size, devices=1, traces=None):
         system.tasks["classify"],
         {"scale": jnp.float32(-1.0)},
         {"logits": jnp.asarray(logits_nc)},
-        _batches(num, size, label_n),
+        _batches(num, size, label_n, order),
         make_mesh(MeshOptions(data=devices, fsdp=1, tensor=1, step="jit")),
     )
     return found, states, logits_nc, label_n
@@ -68,6 +70,15 @@ def test_run_counts_every_example_once_and_keeps_the_order():
     assert set(found) == {"row_b", "logits_bc"}
     want = Confusion.from_labels(label_n, logits_nc.argmin(axis=1), 3)
     np.testing.assert_array_equal(states["opinion"].counts_cc, want.counts_cc)
+
+
+def test_run_restores_the_order_of_the_examples():
+    order = np.array([7, 2, 9, 0, 4, 1, 8, 3, 6, 5])
+    found, states, *_ = _run(num=10, size=4, order=order)
+    want, counted, *_ = _run(num=10, size=4)
+    np.testing.assert_array_equal(found["row_b"], np.arange(10))
+    np.testing.assert_array_equal(found["logits_bc"], want["logits_bc"])
+    np.testing.assert_array_equal(states["opinion"].counts_cc, counted["opinion"].counts_cc)
 
 
 @pytest.mark.parametrize("size,devices", [(12, 1), (4, 2), (4, 4)])

@@ -18,6 +18,7 @@ from jaxvsa.core.trees import named
 from jaxvsa.data.text import TextCodec
 from jaxvsa.interop.roberta import check_vocab, from_names, read_encoder, to_names
 from jaxvsa.interop.tensors import save_safetensors
+from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import TextEncoder
 
 CONFIG = {
@@ -51,10 +52,17 @@ FIELDS = {
 }
 
 
+def rectangle(ids_bl: np.ndarray, keep_bl: np.ndarray) -> tuple[Any, Packing, Sight]:
+    """Arguments of our encoder for rows of one length."""
+    packing = Packing.rectangle(*ids_bl.shape)
+    sight = Sight.of(packing, jnp.asarray(keep_bl).reshape(-1), packing.row_n)
+    return jnp.asarray(ids_bl).reshape(-1), packing, sight
+
+
 def make_state(prefix: str = "") -> dict[str, np.ndarray]:
     encoder = TextEncoder(**FIELDS, unroll=False, precision=Precision())
-    ids_bl = jnp.ones((1, 2), jnp.int32)
-    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids_bl, ids_bl > 0, True))
+    arrays = rectangle(np.ones((1, 2), np.int32), np.ones((1, 2), bool))
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), *arrays, True))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes["params"]
@@ -200,8 +208,9 @@ def write_model(folder: Path, model: Any) -> Path:
 def apply_ours(folder: Path, ids_bl: np.ndarray, keep_bl: np.ndarray) -> np.ndarray:
     fields, params = read_encoder(folder)
     encoder = TextEncoder(**fields, unroll=False, precision=Precision())
-    apply = jax.jit(encoder.apply, static_argnums=3)
-    return np.asarray(apply({"params": params}, ids_bl, keep_bl, True))
+    apply = jax.jit(encoder.apply, static_argnums=4)
+    x_nu = apply({"params": params}, *rectangle(ids_bl, keep_bl), True)
+    return np.asarray(x_nu).reshape(*ids_bl.shape, -1)
 
 
 def apply_theirs(model: Any, ids_bl: np.ndarray, keep_bl: np.ndarray) -> Any:
@@ -223,7 +232,8 @@ def compare_gradients(folder: Path, model: Any, ids_bl: np.ndarray, keep_bl: np.
     weight = weight.astype(np.float32)
 
     def loss(params: Any) -> jax.Array:
-        return jnp.sum(encoder.apply({"params": params}, ids_bl, keep_bl, True) * weight)
+        x_nu = encoder.apply({"params": params}, *rectangle(ids_bl, keep_bl), True)
+        return jnp.sum(x_nu.reshape(weight.shape) * weight)
 
     ours = to_names(jax.jit(jax.grad(loss))(params))
     (apply_theirs(model, ids_bl, keep_bl) * torch.tensor(weight)).sum().backward()

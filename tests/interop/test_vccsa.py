@@ -17,7 +17,7 @@ from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named
 from jaxvsa.interop.vccsa import TEXT, from_published, live_tensors, to_published
 from jaxvsa.layers.text_encoder import TextEncoder
-from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding
+from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding, Shots, Words
 
 CASE = Path(__file__).resolve().parents[1] / "systems" / "vccsa" / "golden" / "small"
 CONFIG = json.loads((CASE / "config.json").read_text())
@@ -66,15 +66,30 @@ def make_model(**changed: Any) -> VCCSA:
     )
 
 
+def inputs(
+    ids_bl: np.ndarray, length_b: np.ndarray, video_btf: np.ndarray, count_b: np.ndarray
+) -> tuple[Words, Shots, Any]:
+    """Arguments of our model: every row with all of its padding."""
+
+    def rectangle(rows: int, length: int) -> Any:
+        return jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length)
+
+    words = Words(jnp.asarray(ids_bl).reshape(-1), rectangle(*ids_bl.shape), jnp.asarray(length_b))
+    rows, frames, width = video_btf.shape
+    video_mf = jnp.asarray(video_btf).reshape(-1, width)
+    shots = Shots(video_mf, rectangle(rows, frames), jnp.asarray(count_b))
+    return words, shots, jnp.arange(rows)
+
+
 def shapes(**changed: Any) -> dict[str, Any]:
     """Abstract parameters of `make_model`."""
     length, frames = CONFIG["model"]["text_len"], CONFIG["model"]["visual_length"]
-    video = jnp.zeros((2, frames, CONFIG["model"]["visual_dim"]))
-    count_b = jnp.ones(2, jnp.int32)
-    model, ids_bl = make_model(**changed), jnp.ones((2, length), jnp.int32)
+    video_btf = np.zeros((2, frames, CONFIG["model"]["visual_dim"]), np.float32)
+    one_b, ids_bl = np.ones(2, np.int32), np.ones((2, length), np.int32)
+    model, arrays = make_model(**changed), inputs(ids_bl, one_b, video_btf, one_b)
 
     def init() -> Any:
-        return model.init(jax.random.key(0), ids_bl, count_b, video, count_b, True)
+        return model.init(jax.random.key(0), *arrays, True)
 
     return jax.eval_shape(init)["params"]
 
@@ -141,14 +156,14 @@ def test_layout_by_hand() -> None:
 def test_model_with_published_weights_predicts_what_was_published() -> None:
     with np.load(CASE / "io.npz") as io:
         stored = dict(io)
-    scores = jax.jit(make_model().apply, static_argnums=5)(
-        {"params": from_published(published(), shapes())},
+    arrays = inputs(
         stored["input_ids"],
         stored["attention_mask"].sum(1),
         stored["video_feat"],
         stored["video_feat_mask"].sum(1),
-        True,
     )
+    params = {"params": from_published(published(), shapes())}
+    scores = jax.jit(make_model().apply, static_argnums=4)(params, *arrays, True)
     for task in TASKS:
         got, want = jax.nn.softmax(scores[task]), stored[f"out_{task}_predict"]
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)

@@ -11,13 +11,16 @@ from jaxvsa.training.profile import parse_span, profiled, table
 
 @jax.jit
 def update(state, batch):
-    return jnp.tanh(state @ batch), jnp.sum(batch)
+    """Far longer than its dispatch: some of it is left over if nobody waits."""
+    for _ in range(20):
+        state = jnp.tanh(state @ batch)
+    return state, jnp.sum(batch)
 
 
 def train(folder, span, steps, done=0):
     """Lines that were said during `steps` updates."""
-    said, state = [], jnp.ones((300, 300))
-    stream = iter([jnp.full((300, 300), 1e-3)] * steps)
+    said, state = [], jnp.ones((500, 500))
+    stream = iter([jnp.full((500, 500), 1e-3)] * steps)
     with profiled(span, done, folder, said.append, update, stream) as (step, feed):
         for batch in feed:
             state, _ = step(state, batch)
@@ -63,7 +66,7 @@ def test_traces_whole_updates_of_the_span_and_says_where_the_time_went(tmp_path)
     work = [span for spans in found.devices.values() for span in spans]
     assert work and all(first <= span.start and span.end <= last for span in work)
     products = sum(span.kind == trace.MATRIX for span in work)
-    assert products >= 3 and products % 3 == 0
+    assert products == 3 * 20
     assert list(tmp_path.glob("plugins/profile/*/*.trace.json.gz"))
 
 

@@ -80,6 +80,21 @@ def test_accumulation_changes_nothing(accumulate: int) -> None:
     assert float(terms["loss"].weight) == 3
 
 
+def test_all_micro_batches_of_a_step_get_one_key_and_every_step_another() -> None:
+    def loss(params: Any, batch: Any, rng: Any) -> dict[str, Mean]:
+        noise_b = jax.random.uniform(rng) * batch["y_b"] * jnp.sum(params["w"] + 1)
+        return {"loss": Mean.of(noise_b, batch["valid_b"])}
+
+    system, found = linear(loss=loss), []
+    for accumulate, step in ((1, 0), (2, 0), (4, 0), (1, 1)):
+        state = begin(system, optax.sgd(1.0)).replace(step=jnp.int32(step))
+        micro = {k: v.reshape(accumulate, -1, *v.shape[2:]) for k, v in BATCH.items()}
+        grads, _ = gradients(system, state, {"rows": jnp.asarray(TABLE)}, micro)
+        found.append(grads["w"][0])
+    np.testing.assert_allclose(found[1:3], found[0], rtol=1e-6)
+    assert abs(found[3] - found[0]) > 0.01
+
+
 def test_frozen_parameters_get_no_moment_and_do_not_move() -> None:
     tx = optax.adam(0.1)
     state = begin(linear(), tx)

@@ -50,14 +50,18 @@ def test_predictions_equal_a_plain_forward_pass(model, trained_run, corpus, prep
     table = Prepared.open(prepared).features()
     for row, found in zip(rows, model.predict(rows, corpus / "features"), strict=True):
         ids = trained.codec.encode([row["comment"]], 24).ids_n
-        video_btf = np.zeros((1, 12, 5), np.float16)
+        video_gmf = np.zeros((1, 12, 5), np.float16)
         frames = table.of(row["video"])[:12]
-        video_btf[0, : len(frames)] = frames
+        video_gmf[0, : len(frames)] = frames
         batch = {
-            "ids_bl": np.pad(ids, (0, 24 - len(ids)), constant_values=1)[None],
+            "index_b": np.zeros(1, np.int32),
+            "ids_gn": np.pad(ids, (0, 24 - len(ids)), constant_values=1)[None],
+            "word_bl": np.arange(24, dtype=np.int32)[None],
             "length_b": np.array([len(ids)], np.int32),
-            "frame_bt": np.where(np.arange(12) < len(frames), 0, -1)[None].astype(np.int32),
-            "video_btf": video_btf,
+            "frame_gm": np.where(np.arange(12) < len(frames), 0, -1)[None].astype(np.int32),
+            "shot_bt": np.arange(12, dtype=np.int32)[None],
+            "count_b": np.array([len(frames)], np.int32),
+            "video_gmf": video_gmf,
         }
         outputs = jax.jit(trained.system.tasks["classify"].outputs)(
             trained.params, expand(trained.system, {}, batch)
@@ -115,7 +119,7 @@ def _untrained(config, tmp_path):
     """A model with random parameters."""
     data = assemble(to_plain(config), tmp_path)
     system = build(data.config, data.facts)
-    sizes = {"b": 1, "l": 12, "t": 6, "f": data.facts.feature_width or 0}
+    sizes = {**data.batching.full_sizes(), "f": data.facts.feature_width or 0}
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_batch(system, sizes)
     )

@@ -22,6 +22,7 @@ from jaxvsa.data.sources.demo import write_demo
 from jaxvsa.data.text import TextCodec
 from jaxvsa.interop.roberta import to_names
 from jaxvsa.interop.tensors import save_safetensors
+from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import TextEncoder
 from jaxvsa.workflows.fit import fit
 from jaxvsa.workflows.prepare import FeatureSource, prepare
@@ -51,8 +52,9 @@ def roberta_base(folder: Path, texts: list[str]) -> Path:
         max_positions=514, num_types=1, norm_eps=1e-5, pad_id=1, dropout=0.1,
         attention_dropout=0.1, unroll=False, precision=Precision("float32", "float32"),
     )  # fmt: skip
-    ids_bl, keep_bl = jnp.full((1, 4), 5), jnp.ones((1, 4), bool)
-    params = jax.jit(lambda: model.init(jax.random.key(0), ids_bl, keep_bl, True))()["params"]
+    packing = Packing.rectangle(1, 4)
+    arrays = jnp.full(4, 5), packing, Sight.of(packing, jnp.ones(4, bool), packing.row_n)
+    params = jax.jit(lambda: model.init(jax.random.key(0), *arrays, True))()["params"]
     save_safetensors(folder / "model.safetensors", to_names(params))
     write_json(folder / "config.json", BASE)
     codec = json.loads(TextCodec.train_bpe(texts, 8192).to_json())
@@ -75,7 +77,7 @@ def test_roberta_base_at_batch_16_stays_under_6_gib(tmp_path: Path) -> None:
         sys.executable, "-c", MEASURE, "--config", "vccsa:paper", "--run", str(tmp_path / "run"),
         f"--config.data.root={tmp_path / 'prepared'}", f"--config.weights.text={weights}",
         "--config.train.steps=3", "--config.train.eval_batch_size=16",
-        "--config.data.text_rungs=(32,512)", "--config.data.frame_rungs=(180,)",
+        "--config.data.shapes=2",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

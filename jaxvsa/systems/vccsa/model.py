@@ -254,7 +254,7 @@ class VCCSA(nn.Module):
             (options.num_tokens, options.width),
             self.precision.param_dtype,
         ).astype(compute)
-        per_scale = nn.vmap(
+        per_scale: Any = nn.vmap(
             Consensus,
             in_axes=(0, *(None,) * 8),
             out_axes=0,
@@ -386,9 +386,7 @@ class VCCSA(nn.Module):
         self.sow("intermediates", name, jnp.moveaxis(full_sbvd, 0, 1))
 
 
-def weight_numbers(
-    shape: tuple[int, int, int, int], example_b: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def weight_numbers(shape: tuple[int, ...], example_b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Example and number within it of the weights (s*b,k,h,v) of all scales, for the dropout."""
     scales, inner = shape[0] // len(example_b), shape[1:]
     size = inner[0] * inner[1] * inner[2]

@@ -14,6 +14,7 @@ import pytest
 
 from jaxvsa.core.config import load_config, to_plain
 from jaxvsa.core.mesh import MeshOptions, make_mesh
+from jaxvsa.core.trees import named
 from jaxvsa.data.comments import CommentExamples, Videos
 from jaxvsa.data.features import FeatureTable
 from jaxvsa.data.pipeline import batches
@@ -90,11 +91,12 @@ def load(
 
 @functools.cache
 def begin() -> State:
-    """Parameters that make attention sharp, so that every weight matters."""
+    """Parameters of a size at which all get a gradient: sharp attention, flat probabilities."""
     sizes = {"b": 1, "g": 1, "n": 32, "l": 32, "m": FRAMES, "t": FRAMES, "f": WIDTH}
     like = jax.eval_shape(system().init, jax.random.key(0), abstract_batch(system(), sizes))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape)), like)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.36, leaf.shape)), like)
+    params |= {name: leaf / 5 for name, leaf in params.items() if name.startswith("head")}
     return start(system(), TX, params, jax.random.key(5))
 
 
@@ -106,7 +108,10 @@ SIZES = {"n": 160, "l": 44, "m": 100, "t": 14}
 def wanted() -> Any:
     """Gradients and loss terms of one group, packed, every video for itself."""
     with jax.enable_x64(True):
-        return gradients_of(begin(), load(SIZES))
+        grads, terms = gradients_of(begin(), load(SIZES))
+    for path, leaf in named(grads).items():  # softmax does not see the keys' bias
+        assert path.endswith("key/bias") or jnp.abs(leaf).max() > 1e-4, path
+    return grads, terms
 
 
 @jax.jit
@@ -176,8 +181,7 @@ def test_key_step_and_number_of_the_example_decide_what_is_dropped() -> None:
     assert min(abs(a - b) for i, a in enumerate(others) for b in others[:i]) > 1e-4
 
 
-@pytest.mark.parametrize("size", [6, 24])
-def test_shared_videos_give_the_same_outputs_in_the_order_of_the_examples(size: int) -> None:
+def test_shared_videos_give_the_same_outputs_in_the_order_of_the_examples() -> None:
     """Evaluation in its own order, against every comment with a video of its own."""
     mesh = make_mesh(MeshOptions(1, 1, 1, "jit"))
     task = system().tasks["classify"]
@@ -186,15 +190,13 @@ def test_shared_videos_give_the_same_outputs_in_the_order_of_the_examples(size: 
         for share in (True, False):
             given = examples(share)
             order = given.in_order() if share else np.arange(COMMENTS)
-            rows = size if share else 8
-            plan = BatchPlan(given.axes(), rows, order=order, shapes=1)
-            outcomes.append(
-                (plan, run(system(), task, begin().params(), {}, batches(plan, given), mesh))
-            )
-    (shared, (got, states)), (own, (want, counted)) = outcomes
-    assert shared[0].index_b.tolist() != list(range(size))
-    assert shared[0].sizes["m"] * 8 < own[0].sizes["m"] * size
-    for task_name, probs_bc in want.items():
-        np.testing.assert_allclose(got[task_name], probs_bc, rtol=1e-12)
-        assert np.ptp(probs_bc, axis=0).max() > 0.1
-        np.testing.assert_array_equal(states[task_name].counts_cc, counted[task_name].counts_cc)
+            plan = BatchPlan(given.axes(), 10, order=order, shapes=1)
+            found = run(system(), task, begin().params(), {}, batches(plan, given), mesh)
+            outcomes.append((plan[0], *found))
+    (shared, got, states), (own, want, counted) = outcomes
+    assert shared.index_b.tolist() != own.index_b.tolist()
+    assert shared.sizes["m"] < own.sizes["m"]
+    for name, probs_bc in want.items():
+        assert len(probs_bc) == COMMENTS and np.ptp(probs_bc, axis=0).max() > 0.01
+        np.testing.assert_allclose(got[name], probs_bc, rtol=1e-12)
+        np.testing.assert_array_equal(states[name].counts_cc, counted[name].counts_cc)

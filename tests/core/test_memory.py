@@ -1,0 +1,43 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys, threading
+from jaxvsa.core.memory import keep_freed
+import numpy as np
+
+if sys.argv[1] == "keep":
+    assert keep_freed()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def fill():
+        np.empty(64 << 20, np.uint8).fill(1)
+    for _ in range(4):
+        thread = threading.Thread(target=fill)  # XLA allocates in threads of its own
+        thread.start()
+        thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_without_page_faults():
+    def count(how: str) -> int:
+        command = [sys.executable, "-c", SCRIPT, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert count("keep") < count("default") / 4
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    from jaxvsa.core import memory
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert memory.keep_freed() is False
