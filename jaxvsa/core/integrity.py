@@ -215,9 +215,10 @@ def report_once() -> None:
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    """Whether asyncio speaks of anything but a read or write of TensorStore that was dropped."""
+    """Whether asyncio speaks of anything but a dropped read or write of Orbax and TensorStore."""
     text = record.getMessage()
-    return not ("exception was never retrieved" in text and "_wrap_awaitable" in text)
+    theirs = any(word in text for word in ("_wrap_awaitable", "orbax"))
+    return not ("exception was never retrieved" in text and theirs)
 
 
 def first_line(error: BaseException) -> str:

@@ -186,7 +186,7 @@ def _sweep(work: Iterable[Span], marks: Iterable[Span], first: int, last: int) -
     borders: list[tuple[int, int, int, str]] = []  # instant, change, is a mark, kind
     for is_mark, spans in enumerate((work, marks)):
         for span in spans:
-            start, end = span.start, span.end
+            start, end = max(span.start, first), min(span.end, last)
             if start < end:
                 borders += [(start, 1, is_mark, span.kind), (end, -1, is_mark, span.kind)]
     borders.sort()

@@ -102,8 +102,7 @@ class MultiHeadAttention(nn.Module):
             UserError: the heads do not divide the width.
             ValueError: sizes differ between arguments.
         """
-        bind_dims(query_bqd=query_bqd, memory_byd=memory_bzd)
-        width = query_bqd.shape[-1]
+        width = bind_dims(query_bqd=query_bqd, memory_byd=memory_bzd)["d"]
         if width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide width {width}")
         head = (self.num_heads, width // self.num_heads)
@@ -113,13 +112,10 @@ class MultiHeadAttention(nn.Module):
         def param(name: str, init: nn.initializers.Initializer, *shape: int) -> jax.Array:
             return self.param(name, init, shape, store).astype(compute)
 
-        query_dhe = param("query_kernel", xavier, width, *head)
-        key_dhe = param("key_kernel", xavier, width, *head)
-        value_dhe = param("value_kernel", xavier, width, *head)
-        query_he = param("query_bias", zeros, *head)
-        value_he = param("value_bias", zeros, *head)
+        kernels = (param(f"{n}_kernel", xavier, width, *head) for n in ("query", "key", "value"))
+        query_dhe, key_dhe, value_dhe = kernels
+        query_he, value_he = (param(f"{n}_bias", zeros, *head) for n in ("query", "value"))
         out_hed = param("out_kernel", uniform_fan_in(width), *head, width)
-        out_d = param("out_bias", zeros, width)
 
         q_bqhe = jnp.einsum("bqd,dhe->bqhe", query_bqd, query_dhe) + query_he[None, None]
         q_bqhe = q_bqhe / jnp.sqrt(jnp.asarray(head[1], q_bqhe.dtype))
@@ -143,7 +139,8 @@ class MultiHeadAttention(nn.Module):
             v_bzhe = jnp.einsum("bzd,dhe->bzhe", memory_bzd, value_dhe) + value_he[None, None]
             v_bzhe = around(v_bzhe)
             mixed_bqhe = jnp.einsum("bqhz,bzhe->bqhe", kept_bqhz, v_bzhe)
-        return jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed) + out_d[None, None], attn_bqhz
+        out_bqd = jnp.einsum("bqhe,hed->bqd", mixed_bqhe, out_hed)
+        return out_bqd + param("out_bias", zeros, width)[None, None], attn_bqhz
 
 
 class AttentionLogits(nn.Module):

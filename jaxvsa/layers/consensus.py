@@ -103,9 +103,7 @@ class Consensus(nn.Module):
                 return attend(
                     x_bzw[:, tokens], x_bzw, keep_bqz, example_b1, at_1k, place_1z, deterministic
                 )
-            x_bzw, _ = attend(
-                x_bzw, x_bzw, keep_bqz, example_b1, place_1z, place_1z, deterministic
-            )
+            x_bzw, _ = attend(x_bzw, x_bzw, keep_bqz, example_b1, place_1z, place_1z, deterministic)
         raise UserError(f"num_layers is {options.num_layers}; at least 1 is needed")
 
     def project(self, name: str, x_nd: jax.Array) -> jax.Array:

@@ -38,9 +38,7 @@ def full_rows(count_b: jax.Array, num_scales: int, full: int) -> jax.Array:
     count_b1 = count_b[:, None].astype(jnp.int32)
     short_b1 = jnp.minimum(full, count_b1 + tower_margin(num_scales))
     tail_bv = row_v - (full - short_b1)
-    return jnp.where(
-        row_v >= full - num_scales, tail_bv, jnp.minimum(row_v, count_b1 + num_scales)
-    )
+    return jnp.where(row_v >= full - num_scales, tail_bv, jnp.minimum(row_v, count_b1 + num_scales))
 
 
 class TemporalPyramid(nn.Module):

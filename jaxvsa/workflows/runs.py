@@ -34,7 +34,7 @@ from jaxvsa.interop.roberta import read_encoder
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System
 
-FORMAT = 1
+FORMAT = 2
 # May differ when a run is resumed: devices and traces are invisible in its results.
 _FREE = ("mesh.", "profile:")
 # What a start that was killed early leaves behind.
@@ -123,12 +123,27 @@ class RunFolder:
         record = read_json(path, "run configuration")
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise UserError(f"{path} is not a run configuration; restore it or start a new --run")
-        if record.get("format") != FORMAT:
+        if record.get("format") not in range(1, FORMAT + 1):
             raise UserError(
-                f"{path} has format {record.get('format')}, this version reads {FORMAT}; "
+                f"{path} has format {record.get('format')}, this version reads up to {FORMAT}; "
                 "use the version of jaxvsa that wrote it"
             )
-        return record["config"]
+        return upgraded(record["config"])
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """A recorded configuration in the terms of this version.
+
+    A key that has come since gets the value that does what the older version did. Format 1 had
+    ladders of padded lengths, which changed no result.
+    """
+    if "text_rungs" not in config["data"]:
+        return config
+    data = {key: value for key, value in config["data"].items() if not key.endswith("_rungs")}
+    data["text_pad"] = {"rung": "one", "max": "max"}[data["text_pad"]]
+    data["resident"] = "yes" if data["resident"] else "no"
+    data |= {"shapes": 8, "group": "none", "window": 32}
+    return {"profile": "", **config, "data": data}
 
 
 def environment() -> dict[str, Any]:
@@ -254,7 +269,7 @@ def choose_step(checkpoints: Checkpoints, which: str | int, run: Path) -> int:
 
 def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:
     """The model of one checkpoint's record and arrays."""
-    config = meta["config"]
+    config = upgraded(meta["config"])
     system_module = module(config["system"])
     facts = system_module.Facts.from_dict(meta["facts"])
     held = frozen_text(config, meta["held"]) if meta["held"] else {}

@@ -50,7 +50,10 @@ def test_failures_print_nothing_beside_the_error(tmp_path):
     assert (done.returncode, done.stderr) == (7, "")
 
 
-@pytest.mark.parametrize(("coroutine", "shown"), [("_wrap_awaitable", False), ("mine", True)])
+@pytest.mark.parametrize(
+    ("coroutine", "shown"),
+    [("_wrap_awaitable", False), ("write() at orbax/io.py", False), ("mine", True)],
+)
 def test_late_answers_of_dropped_reads_are_not_shown(caplog, coroutine, shown):
     report_once()
     text = f"Task exception was never retrieved\nfuture: <Task finished coro=<{coroutine}() done>>"

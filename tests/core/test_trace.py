@@ -125,7 +125,7 @@ def entry(number, name, *more):
 
 
 def a_program():
-    """`jit_update(9)`: a fusion that holds a product, and the call of a library."""
+    """`jit_update`: a fusion that holds a product, and the call of a library."""
     fused = message((5, 1), instruction("dot.1", "dot", "jit(update)/jvp(M)/dot_general"))
     main = message(
         (5, 2),
@@ -147,7 +147,7 @@ def a_trace():
         times = (2, round(start_ms * MS)), (3, round((end_ms - start_ms) * MS))
         return (4, message((1, number), *times, *((4, message(*stat)) for stat in stats)))
 
-    update = [(1, 2), (3, 4)], [(1, 5), (7, 6)]  # numbered as when it was compiled: not 9
+    update = [(1, 2), (3, 4)], [(1, 5), (7, 6)]  # numbered as when it was compiled: not 3
 
     def by(op):  # a text, or the number of one
         return [(1, 1), (5, op) if isinstance(op, str) else (7, op)], *update
@@ -168,7 +168,7 @@ def a_trace():
     proto = (5, message((1, 1), (6, a_program())))
     small = message((5, 2), instruction("loop_fusion.3", "transpose"))
     other = (5, message((1, 1), (6, message((1, message((1, "jit_update"), (3, small)))))))
-    programs = [(4, entry(1, "jit_update(9)", proto)), (4, entry(2, "jit_update(4)", other))]
+    programs = [(4, entry(1, "jit_update(3)", proto)), (4, entry(2, "jit_update(4)", other))]
     metadata = message((2, "/host:metadata"), *programs)
     return message((1, gpu), (1, host), (1, metadata))
 

@@ -17,7 +17,8 @@ from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named
 from jaxvsa.interop.vccsa import TEXT, from_published, live_tensors, to_published
 from jaxvsa.layers.text_encoder import TextEncoder
-from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding, Shots, Words
+from jaxvsa.systems.vccsa.inputs import Shots, Words
+from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding
 
 CASE = Path(__file__).resolve().parents[1] / "systems" / "vccsa" / "golden" / "small"
 CONFIG = json.loads((CASE / "config.json").read_text())

@@ -26,7 +26,9 @@ UPDATES = 3
 EVAL_BATCH = 16
 
 
-def trajectory(root: Path, run: Path, count: int, *more: str) -> dict[str, np.ndarray]:
+def trajectory(
+    root: Path, run: Path, count: int, *more: str, predict: bool = True
+) -> dict[str, np.ndarray]:
     """Losses of some updates, the gradient of the first, and at last predictions of dev."""
     given = (f"--config.data.root={root}", "--config.data.shapes=1", *more)
     setup = fitting.prepare_run(
@@ -45,22 +47,23 @@ def trajectory(root: Path, run: Path, count: int, *more: str) -> dict[str, np.nd
     for number in range(1, UPDATES):
         state, terms = step(state, tables, setup.stream[number])
         losses.append(terms["loss"].compute())
-    dev = data.batching.in_order(data.examples("dev"), EVAL_BATCH, meshes.local_shards(mesh))
-    params = jax.device_get(state.params())
-    probs, _ = evaluate(system, system.tasks["classify"], params, tables, iterate(dev), mesh)
     # After one update, Adam's first moment is the gradient, times a constant.
     scale = 1 - data.config["optim"]["beta1"]
     found = {path: leaf / scale for path, leaf in moments.items() if "/mu/" in path}
-    found |= {f"probability/{task}": rows for task, rows in probs.items()}
+    if predict:
+        dev = data.batching.in_order(data.examples("dev"), EVAL_BATCH, meshes.local_shards(mesh))
+        params = jax.device_get(state.params())
+        probs, _ = evaluate(system, system.tasks["classify"], params, tables, iterate(dev), mesh)
+        found |= {f"probability/{task}": rows for task, rows in probs.items()}
     return {name: np.asarray(leaf) for name, leaf in found.items()} | {"loss": np.array(losses)}
 
 
 def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
     """Equal to 1e-5: losses relatively, gradients and predictions also absolutely."""
-    assert got.keys() == want.keys() and any("/mu/" in name for name in want)
-    for name, leaf in want.items():
+    assert "loss" in got and any("/mu/" in name for name in got)
+    for name, leaf in got.items():
         near = 0.0 if name == "loss" else 1e-5
-        np.testing.assert_allclose(got[name], leaf, rtol=1e-5, atol=near, err_msg=name)
+        np.testing.assert_allclose(leaf, want[name], rtol=1e-5, atol=near, err_msg=name)
 
 
 def main(out: Path, root: Path, *words: str) -> None:

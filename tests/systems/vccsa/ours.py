@@ -15,8 +15,9 @@ from jaxvsa.core.precision import Precision
 from jaxvsa.interop.vccsa import from_published
 from jaxvsa.layers.temporal import tower_margin
 from jaxvsa.layers.text_encoder import TextEncoder
+from jaxvsa.systems.vccsa.inputs import Shots, Words
 from jaxvsa.systems.vccsa.loss import LossOptions, task_loss
-from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding, Shots, Words
+from jaxvsa.systems.vccsa.model import VCCSA, ConsensusOptions, Padding
 
 PUBLISHED = Padding(False, False, False, False, False)
 FOCAL = LossOptions("focal", 2.0, "uniform", 0.0)

@@ -24,8 +24,8 @@ from systems.vccsa.ours import (
 
 from jaxvsa.core.flops import count_flops
 from jaxvsa.interop.vccsa import to_published
+from jaxvsa.systems.vccsa.inputs import Shots, Words
 from jaxvsa.systems.vccsa.loss import task_loss
-from jaxvsa.systems.vccsa.model import Shots, Words
 
 
 @functools.cache
