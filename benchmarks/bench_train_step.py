@@ -101,11 +101,15 @@ class Ours:
         jax.block_until_ready((self.state, terms))
 
     def peak_gib(self) -> float:
-        """What the compiled step allocates at most: arguments and temporary memory."""
+        """What the compiled step allocates at most: state, batch and temporary memory.
+
+        Without the table of features, which the other side keeps outside of its allocator.
+        """
+        tables = sum(table.nbytes for table in self.tables.values())
         found = []
         for compiled in self.compiled.values():
             memory = compiled.memory_analysis()
-            found.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+            found.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes - tables)
         return max(found) / 2**30
 
 

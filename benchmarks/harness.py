@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -150,8 +149,9 @@ def _cpu_name() -> str:
 
 
 def peak_resident_gib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Largest resident memory of this process so far; `getrusage` would inherit its parent's."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def write(name: str, record: Mapping[str, Any], out: str | None) -> None:

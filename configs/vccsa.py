@@ -28,7 +28,7 @@ def paper() -> ConfigDict:
                 "protocol": "official",  # or by_video: no video in two splits
                 "text_len": 512,  # code
                 "text_pad": "one",  # "max": all 512 of them, the published dropout statistics
-                "shapes": 8,  # most padded shapes of the batches, each one compilation
+                "shapes": 12,  # most padded shapes of the batches, each one compilation
                 "resident": "auto",  # features on the device if they fit; "no": on the host
                 "group": "none",  # code: uniform draws; "length", "video": faster, other sampling
                 "window": 32,  # batches that are grouped together

@@ -86,11 +86,14 @@ class TemporalPyramid(nn.Module):
         first_m1 = (shots.place_n == 0)[:, None]
         last_m1 = jnp.concatenate([first_m1[1:], jnp.ones((1, 1), bool)])
 
-        def neighbours(x_md: jax.Array) -> jax.Array:
+        # The three copies are made again for the gradient instead of being kept.
+        @jax.checkpoint
+        def convolve(x_md: jax.Array, kernel_cd: jax.Array) -> jax.Array:
             x_md = jnp.where(keep_m[:, None], x_md, 0) if self.mask_frames else x_md
             before_md = jnp.where(first_m1, 0, jnp.roll(x_md, 1, axis=0))
             after_md = jnp.where(last_m1, 0, jnp.roll(x_md, -1, axis=0))
-            return jnp.concatenate([before_md, x_md, after_md], axis=-1)
+            # One matrix product over three shifted copies beats the convolution on CPU.
+            return jnp.concatenate([before_md, x_md, after_md], axis=-1) @ kernel_cd
 
         kernel_fd = param("project_kernel", dims["f"], dims["f"], self.width)
         bias_d = param("project_bias", dims["f"], self.width)
@@ -100,8 +103,7 @@ class TemporalPyramid(nn.Module):
             fan_in = 3 * self.width
             kernel_cd = param(f"conv_kernel_{scale}", fan_in, 3 * self.width, self.width)
             bias_d = param(f"conv_bias_{scale}", fan_in, self.width)
-            # One matrix product over three shifted copies beats the convolution on CPU.
-            x_md = jax.nn.relu(neighbours(x_md) @ kernel_cd + bias_d[None])
+            x_md = jax.nn.relu(convolve(x_md, kernel_cd) + bias_d[None])
             scales.append(x_md)
         return projected_md, jnp.stack(scales)
 

@@ -45,7 +45,12 @@ def gradients(
     def total(learn: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, Mean]]:
         full = expand(system, tables, batch)
         terms = system.loss(trees.join(learn, state.held), full, rng)
-        return terms["loss"].total, terms
+        loss = terms["loss"]
+        if count > 1:
+            return loss.total, terms
+        # Divided before the gradient, not after, which would be one more pass over all of them.
+        weight = loss.weight if axis_name is None else jax.lax.psum(loss.weight, axis_name)
+        return loss.total / jnp.maximum(weight, 1), terms
 
     def one(carry: Any, batch: Any) -> tuple[Any, None]:
         found = jax.grad(total, has_aux=True)(state.learn, batch)
@@ -61,6 +66,8 @@ def gradients(
     if axis_name is not None:
         found = jax.lax.psum(found, axis_name)
     grads, terms = found
+    if count == 1:
+        return grads, terms
     weight = jnp.maximum(terms["loss"].weight, 1)
     return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads), terms
 
