@@ -3,10 +3,11 @@
 What stands in the environment also holds for the processes that tests start.
 """
 
+import gc
 import getpass
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / f"jaxvsa-tests-{getpass.getuser()}"
@@ -31,6 +32,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain 0.2.18 reads absl flags in its prefetching and refuses unparsed ones (google/grain #1355).
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs() -> Iterator[None]:
+    """Forgets compiled programs after every file: Linux gives a process 65,530 mappings.
+
+    Each program takes several of them, and a process that runs out of them crashes.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
