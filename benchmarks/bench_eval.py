@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.bench_train_step import VOCAB, build_system, configure, shape_of
+from benchmarks.bench_train_step import build_system, configure, shape_of
+from benchmarks.harness import VOCAB
 from jaxvsa.core.flops import count_flops
 from jaxvsa.core.memory import keep_freed
 from jaxvsa.core.mesh import MeshOptions, make_mesh

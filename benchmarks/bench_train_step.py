@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads must not slow the other side
@@ -27,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, peer_step
+from benchmarks.harness import VOCAB
+from jaxvsa.core import compiler, memory
 from jaxvsa.core.config import build, load_config, to_plain
 from jaxvsa.core.flops import count_flops
-from jaxvsa.core.memory import keep_freed
 from jaxvsa.data.pipeline import batches
 from jaxvsa.data.plan import BatchPlan
 from jaxvsa.interop.vccsa import to_published
@@ -40,8 +40,6 @@ from jaxvsa.systems.base import System, expand
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.state import State, start
 from jaxvsa.training.step import train_step
-
-VOCAB = 50265
 
 
 class Ours:
@@ -68,7 +66,7 @@ class Ours:
         )  # fmt: skip
         self.state: State | None = None
         step = functools.partial(train_step, self.system, self.tx)
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler.step_options())
         state = jax.eval_shape(
             functools.partial(start, self.system, self.tx), self.params, jax.random.key(1)
         )
@@ -80,6 +78,7 @@ class Ours:
                 self.compiled[key] = self.step.lower(state, self.tables, batch).compile()
                 self.flops[key] = count_flops(step, state, self.tables, batch)
         self.compile_seconds = time.perf_counter() - begin
+        memory.give_back()  # as `make_step` does
 
     def first(self, batch: Any) -> dict[str, jax.Array]:
         """The only micro-batch, with its features."""
@@ -97,6 +96,8 @@ class Ours:
             del self.params
         for batch in self.batches:
             compiled = self.compiled[shape_of(batch)]
+            if jax.default_backend() == "cpu":  # as `make_step` does
+                jax.block_until_ready(self.state.step)
             self.state, terms = compiled(self.state, self.tables, batch)
         jax.block_until_ready((self.state, terms))
 
@@ -113,120 +114,6 @@ class Ours:
         return max(found) / 2**30
 
 
-class Theirs:
-    """The PyTorch peer over the same comments, padded."""
-
-    def __init__(
-        self, config: dict[str, Any], corpus: harness.Corpus, state: dict[str, np.ndarray] | None,
-        device: str, compiled: bool,
-    ) -> None:  # fmt: skip
-        """`state`: published weights; `compiled`: torch.compile with bfloat16 autocast."""
-        import torch
-        from transformers import RobertaConfig
-
-        from benchmarks import peer_vccsa
-
-        self.torch, self.peer, self.device = torch, peer_vccsa, device
-        self.corpus, self.config = corpus, config
-        model, text = config["model"], config["model"]["text"]
-        settings = {
-            "visual_dim": corpus.features.width, "visual_out_dim": model["visual_width"],
-            "visualcnn_dim": model["visual_width"], "vtalign_ground_dim": model["aspect_width"],
-            "text_dim": text["width"], "multiview_num": model["num_scales"],
-            "consensus_Transformer_fdim": model["consensus"]["width"],
-            "consensus_Transformer_head": model["consensus"]["num_heads"],
-            "groundAttention_head": model["grounding_heads"],
-            "final_Transformer_head": model["final_heads"],
-            "visual_length": model["visual_length"], "dropout": model["dropout"],
-            "consensus_mask": model["consensus"]["masked"], "opinion_num": 3, "emotion_num": 8,
-        }  # fmt: skip
-        roberta = RobertaConfig(
-            vocab_size=VOCAB, hidden_size=text["width"], num_hidden_layers=text["num_layers"],
-            num_attention_heads=text["num_heads"], intermediate_size=text["mlp_width"],
-            max_position_embeddings=text["max_positions"], type_vocab_size=text["num_types"],
-            layer_norm_eps=text["norm_eps"], hidden_dropout_prob=text["dropout"],
-            attention_probs_dropout_prob=text["attention_dropout"],
-        )  # fmt: skip
-        self.model = peer_vccsa.VCCSA(settings, roberta)
-        if state is not None:
-            tensors = {name: torch.tensor(array) for name, array in state.items()}
-            missing, unexpected = self.model.load_state_dict(tensors, strict=False)
-            assert not unexpected, unexpected
-            assert all(".pooler." in n or "loss.weight" in n or "position_ids" in n
-                       for n in missing), missing  # fmt: skip
-        self.model.to(device).train()
-        self.forward = torch.compile(self.model) if compiled else self.model
-        self.autocast = compiled
-        self.optimizer = peer_vccsa.make_optimizer(self.model, "hf", 1e-5)
-
-    def batch(self, index_b: np.ndarray, text_len: int) -> dict[str, Any]:
-        """The comments `index_b`, padded to `text_len` tokens and the whole visual length."""
-        torch, corpus = self.torch, self.corpus
-        tokens, features = corpus.tokens, corpus.features
-        frames = self.config["model"]["visual_length"]
-        ids_bl = np.full((len(index_b), text_len), 1, np.int64)
-        video_btf = np.zeros((len(index_b), frames, features.width), np.float32)
-        mask_bt = np.zeros((len(index_b), frames), np.int64)
-        for row, index in enumerate(index_b):
-            first, length = tokens.start_b[index], tokens.length_b[index]
-            ids_bl[row, :length] = tokens.ids_n[first : first + length]
-            found_tf = features.of(f"v{corpus.video_b[index]}")[:frames]
-            video_btf[row, : len(found_tf)] = found_tf
-            mask_bt[row, : len(found_tf)] = 1
-        labels = {
-            f"{task}_label": np.eye(size, dtype=np.float32)[corpus.labels[task][index_b]]
-            for task, size in (("opinion", 3), ("emotion", 8))
-        }
-        found = {
-            "input_ids": ids_bl, "attention_mask": (ids_bl != 1).astype(np.int64),
-            "video_feat": video_btf, "video_feat_mask": mask_bt, **labels,
-        }  # fmt: skip
-        return {name: torch.tensor(array, device=self.device) for name, array in found.items()}
-
-    def loss(self, batch: dict[str, Any]) -> float:
-        """Total loss of a batch without dropout."""
-        self.model.eval()
-        with self.torch.no_grad():
-            found = self.model.losses(self.model(batch), batch)["total_loss"].item()
-        self.model.train()
-        return found
-
-    def run(self, prepared: list[dict[str, Any]]) -> None:
-        """One update for every batch."""
-        for batch in prepared:
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.autocast):
-                outputs = self.forward(batch)
-            outputs = {name: value.float() for name, value in outputs.items()}
-            self.model.losses(outputs, batch)["total_loss"].backward()
-            self.optimizer.step()
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
-
-    def peak_gib(self, batch: dict[str, Any]) -> float:
-        """What PyTorch's allocator held at most over one update, parameters included."""
-        torch = self.torch
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.run([batch])
-            return torch.cuda.max_memory_allocated() / 2**30
-        held = sum(p.nbytes for p in self.model.parameters())
-        held += sum(
-            value.nbytes
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if torch.is_tensor(value)
-        )
-        with torch.profiler.profile(profile_memory=True) as profile:
-            self.run([batch])
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        total = peak = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            total += event.nbytes()
-            peak = max(peak, total)
-        return (held + peak) / 2**30
-
-
 def shape_of(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
     """What decides which compiled step fits."""
     return tuple(leaf.shape for leaf in batch.values())
@@ -241,14 +128,16 @@ def build_system(config: dict[str, Any], corpus: harness.Corpus) -> System:
     return vccsa.build(config, facts)
 
 
-def configure(tiny: bool, dtype: str) -> tuple[dict[str, Any], harness.Corpus]:
+def configure(
+    tiny: bool, dtype: str, num_comments: int = 20_000
+) -> tuple[dict[str, Any], harness.Corpus]:
     """The published size, or a tiny one, and a corpus that fits it."""
     config = to_plain(load_config("vccsa:" + ("tiny" if tiny else "paper"), []))
     config["model"]["precision"]["compute"] = dtype
     if tiny:
         config["loss"] = to_plain(load_config("vccsa:paper", []))["loss"]
         return config, harness.make_corpus(64, 9, 5, VOCAB, longest=20)
-    return config, harness.make_corpus(20_000, 2_200, 1024, VOCAB)
+    return config, harness.make_corpus(num_comments, 1 + num_comments // 9, 1024, VOCAB)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -258,8 +147,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     ours = Ours(config, corpus, args.batch, args.rounds)
     published_len = config["data"]["text_len"]
     state = to_published(jax.device_get(ours.params))
-    padded = Theirs(config, corpus, state, device, False)
-    fused = Theirs(config, corpus, state, device, True) if device == "cuda" else padded
+    padded = peer_step.Theirs(config, corpus, state, device, False)
+    fused = peer_step.Theirs(config, corpus, state, device, True) if device == "cuda" else padded
     indices = [batch["index_b"][0] for batch in ours.batches]
     # Text as long as ours, pads included, in multiples of 8.
     longest = [-(-int(corpus.tokens.length_b[i].max() + 1) // 8) * 8 for i in indices]
@@ -323,38 +212,47 @@ def report(
     }  # fmt: skip
 
 
-def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peaks of one side alone in this process."""
-    config, corpus = configure(args.tiny, args.dtype)
+def peaks(args: argparse.Namespace) -> dict[str, Any]:
+    """Peaks of one side alone in this process, over updates of a few comments and their videos."""
+    config, corpus = configure(args.tiny, args.dtype, num_comments=64)
+    imported = harness.peak_resident_gib()
     if args.side == "ours":
-        ours = Ours(config, corpus, args.batch, 1)
+        ours = Ours(config, corpus, args.batch, 3)
         allocated = ours.peak_gib()
         compiled_at = harness.peak_resident_gib()
-        ours.run()
-        return {"allocator_peak_gib": allocated, "resident_peak_gib": harness.peak_resident_gib(),
+        for _ in range(3):
+            ours.run()
+        return {"batch": args.batch, "allocator_peak_gib": allocated,
+                "resident_peak_gib": harness.peak_resident_gib(),
+                "resident_before_gib": imported,
                 "resident_peak_while_compiling_gib": compiled_at}  # fmt: skip
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    side = Theirs(config, corpus, None, device, False)
+    side = peer_step.Theirs(config, corpus, None, device, False)
     batch = side.batch(np.arange(args.published_batch), config["data"]["text_len"])
-    side.run([batch])
+    side.run([batch] * 3)
     resident = harness.peak_resident_gib()
-    return {"allocator_peak_gib": side.peak_gib(batch), "resident_peak_gib": resident}
+    return {"batch": args.published_batch, "allocator_peak_gib": side.peak_gib(batch),
+            "resident_peak_gib": resident, "resident_before_gib": imported}  # fmt: skip
 
 
-def measure_memory(argv: list[str], run: Callable[..., Any] = subprocess.run) -> dict[str, Any]:
-    """`memory` of both sides, each in a process of its own."""
+def measure_memory(argv: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """`peaks` of both sides, and of ours at the published batch, each in a process of its own."""
+    cases = {
+        "published": ["--side", "published"],
+        "ours": ["--side", "ours"],
+        "ours_at_published_batch": ["--side", "ours", "--batch", str(args.published_batch)],
+    }
     found = {}
-    for side in ("ours", "published"):
-        command = [sys.executable, "-m", "benchmarks.bench_train_step", *argv, "--side", side]
-        result = run(command, check=True, capture_output=True, text=True)
-        found[side] = json.loads(result.stdout.splitlines()[-1])
-    found["ratio_allocator"] = (
-        found["ours"]["allocator_peak_gib"] / found["published"]["allocator_peak_gib"]
-    )
-    found["ratio_resident"] = (
-        found["ours"]["resident_peak_gib"] / found["published"]["resident_peak_gib"]
-    )
-    return found
+    for name, extra in cases.items():
+        command = [sys.executable, "-m", "benchmarks.bench_train_step", *argv, *extra]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[name] = json.loads(result.stdout.splitlines()[-1])
+    return found | {
+        f"ratio_{what}{suffix}": found[f"ours{suffix}"][f"{what}_peak_gib"]
+        / found["published"][f"{what}_peak_gib"]
+        for what in ("allocator", "resident")
+        for suffix in ("", "_at_published_batch")
+    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -370,15 +268,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--side", default="", help="only the peaks of memory of: ours, published")
     parser.add_argument("--out", help="file to write instead of benchmarks/results/")
     args = parser.parse_args(argv)
-    keep_freed()  # as every door does; the other side gains as well
+    if args.side != "published":
+        memory.keep_freed()  # as every door does; in the comparison the other side gains as well
     if args.side:
-        record = memory(args)
+        record = peaks(args)
         print(json.dumps(record))
         return record
     record = compare(args)
     if not args.no_memory:
         passed = [a for a in (argv if argv is not None else sys.argv[1:]) if a != "--no-memory"]
-        record["memory"] = measure_memory(passed)
+        record["memory"] = measure_memory(passed, args)
     platform = jax.default_backend()
     harness.write(f"train_step_{platform}_{args.dtype}_{args.batch}", record, args.out)
     return record

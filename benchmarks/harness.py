@@ -21,6 +21,7 @@ from jaxvsa.data.features import FeatureTable
 from jaxvsa.data.text import Tokens
 
 RESULTS = Path(__file__).parent / "results"
+VOCAB = 50265  # rows of RoBERTa's word table
 
 # Quantiles of the token lengths of CSMV's comments under RoBERTa's tokenizer, special tokens
 # included; between them lengths are interpolated, which gives a mean of 15 tokens, as measured.
@@ -56,16 +57,24 @@ class Corpus:
 
 
 def make_corpus(
-    num_comments: int, num_videos: int, width: int, vocab: int, *, longest: int = 237, seed: int = 0
-) -> Corpus:
-    """A corpus; `longest` cuts the comments, `width` is that of the features."""
+    num_comments: int, num_videos: int, width: int, vocab: int, *, longest: int = 237,
+    length: int | None = None, frames: int | None = None, seed: int = 0,
+) -> Corpus:  # fmt: skip
+    """A corpus; `longest` cuts the comments, `width` is that of the features.
+
+    With `length` all comments have so many tokens, with `frames` all videos so many rows.
+    """
     rng = np.random.default_rng(seed)
     quantiles = rng.uniform(0, 100, num_comments)
     length_b = np.interp(quantiles, list(LENGTH_AT), list(LENGTH_AT.values())).round()
     length_b = np.minimum(length_b, longest).astype(np.int32)
+    if length is not None:
+        length_b[:] = length
     start_b = np.cumsum(length_b, dtype=np.int64) - length_b
     ids_n = rng.integers(4, vocab, int(length_b.sum()), dtype=np.int32)
     count_g = np.maximum(rng.gamma(2.0, 45.0, num_videos), 3).astype(np.int32)
+    if frames is not None:
+        count_g[:] = frames
     values_nf = rng.standard_normal((4096, width), np.float32).astype(np.float16)
     values_nf = np.resize(values_nf, (int(count_g.sum()), width))
     return Corpus(

@@ -72,7 +72,6 @@ def paper() -> ConfigDict:
                     "norm_eps": 1e-5,
                     "dropout": 0.1,
                     "attention_dropout": 0.1,
-                    "unroll": False,  # compile time against temporary memory
                 },
                 "precision": {"param": "float32", "compute": "float32"},  # code
             },

@@ -63,6 +63,8 @@ class CommentExamples:
     A row shorter than the text limit keeps one padding token, which the max-pool over words sees:
     all padding tokens of a row are equal, so one stands for all. `pad_all` keeps every one.
 
+    Packed videos begin at even rows, as `convolve_towers` needs it.
+
     Kept: a video with more frames than the limit is cut to its first ones, as in the published
     code.
     """
@@ -104,6 +106,7 @@ class CommentExamples:
             counts["videos"] = len(videos.row_b)
             self._count_b = np.minimum(videos.features.count_g[videos.row_b], videos.limit)
             self._tower_b = np.minimum(self._count_b + videos.margin, videos.limit)
+            self._room_b = self._tower_b + self._tower_b % 2  # the next tower begins at an even row
         if len(set(counts.values())) != 1:
             raise ValueError(f"these speak of different numbers of comments: {counts}")
         self._num = next(iter(counts.values()))
@@ -124,9 +127,9 @@ class CommentExamples:
             axes["l"] = Axis(self._span_b, False, 0.05, TEXT_UNIT, 1, self._text_len)
         if self._videos is not None:
             owner_b = self._videos.row_b if self._videos.share else None
-            axes["m"] = Axis(self._tower_b, True, 0.3, TEXT_UNIT, within="t", owner_b=owner_b)
-            axes["t"] = Axis(self._tower_b, False, 0.05, 1 + self._videos.limit // 8, 0,
-                             self._videos.limit)  # fmt: skip
+            limit = self._videos.limit
+            axes["m"] = Axis(self._room_b, True, 0.3, TEXT_UNIT, within="t", owner_b=owner_b)
+            axes["t"] = Axis(self._tower_b, False, 0.05, 2 + limit // 16 * 2, 0, limit)
         return axes
 
     def sort_key(self, by: str) -> np.ndarray:
@@ -190,7 +193,8 @@ class CommentExamples:
         video_b = videos.row_b[index_b]
         span_b, count_b = self._tower_b[index_b], self._count_b[index_b]
         owner_gr = video_b.reshape(groups, -1) if videos.share else None
-        start_b = _starts(span_b.reshape(groups, -1), owner_gr, packed, longest)
+        room_gr = self._room_b[index_b].reshape(groups, -1)
+        start_b = _starts(room_gr, owner_gr, packed, longest)
         frame_gm = np.full((groups, packed), -1, np.int32)
         row_b, place = np.nonzero(np.arange(count_b.max()) < count_b[:, None])
         group_b = np.repeat(np.arange(groups), len(index_b) // groups)

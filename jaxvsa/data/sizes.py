@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 _MOST = 192  # different shapes that are merged one by one; more are rounded up together first
+_REACH, _MOST_SWEEPS = 6, 20  # how far a single size is moved at once, and how often all are tried
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def choose_shapes(need_sa: np.ndarray, weight_a: np.ndarray, most: int) -> np.nd
     """At most `most` shapes that cover all batches, with little padding.
 
     Starts from the shapes that the batches need and merges, again and again, the two whose common
-    cover costs the least. The cost of a size is its weight, divided by the axis's mean size.
+    cover costs the least; then moves single sizes of those that are left, as long as it pays. The
+    cost of a size is its weight, divided by the axis's mean size.
 
     Args:
         need_sa: int (batches, axes).
@@ -90,8 +92,32 @@ def choose_shapes(need_sa: np.ndarray, weight_a: np.ndarray, most: int) -> np.nd
         price_k = np.where(alive_k, _prices(shape_ka, count_k, i, cost_a), np.inf)
         price_k[i] = np.inf
         price_kk[i], price_kk[:, i] = price_k, price_k
-    kept_ka = np.unique(shape_ka[alive_k], axis=0)
+    kept_ka = _refine(shape_ka[alive_k], need_sa, cost_a)
     return kept_ka[np.argsort(kept_ka @ cost_a, kind="stable")]
+
+
+def _refine(shape_ka: np.ndarray, need_sa: np.ndarray, cost_a: np.ndarray) -> np.ndarray:
+    """Moves single sizes to others that are needed, while the sum of all batches' costs falls."""
+    need_ua, count_u = np.unique(need_sa, axis=0, return_counts=True)
+
+    def total(shape_ka: np.ndarray) -> float:
+        fits_uk = np.all(shape_ka[None] >= need_ua[:, None], axis=-1)
+        return float(np.where(fits_uk, shape_ka @ cost_a, np.inf).min(axis=1) @ count_u)
+
+    least = total(shape_ka)
+    for _ in range(_MOST_SWEEPS):
+        before = least
+        for k, a in np.ndindex(*shape_ka.shape):
+            sizes = np.unique(need_ua[:, a])
+            at = int(np.searchsorted(sizes, shape_ka[k, a]))
+            for size in sizes[max(0, at - _REACH) : at + _REACH + 1]:
+                moved_ka = shape_ka.copy()
+                moved_ka[k, a] = size
+                if (found := total(moved_ka)) < least * (1 - 1e-9):
+                    least, shape_ka = found, moved_ka
+        if least == before:
+            break
+    return np.unique(shape_ka, axis=0)
 
 
 def cover(need_sa: np.ndarray, shape_ka: np.ndarray) -> np.ndarray:

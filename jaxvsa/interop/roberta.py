@@ -62,7 +62,7 @@ _FIELDS = {
 
 
 def read_encoder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of `TextEncoder` (all but `unroll` and `precision`) and its float32 parameters.
+    """Fields of `TextEncoder` (all but `precision`) and its float32 parameters.
 
     Args:
         folder: config.json beside model.safetensors or its shards; tensor names with or without
@@ -113,7 +113,7 @@ def from_names(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, A
         stack = [take(f"encoder.layer.{i}.{name}", path) for i in range(num_layers)]
         if len({array.shape for array in stack}) > 1:
             raise UserError(f"tensors '{prefix}encoder.layer.*.{name}' differ in shape")
-        leaves[f"layers/{path}"] = np.stack(stack)
+        leaves |= {f"layer_{i}/{path}": array for i, array in enumerate(stack)}
     if own:
         raise UserError(f"tensor '{prefix}{min(own)}' has no place in the text encoder")
     return nest(leaves)
@@ -123,11 +123,28 @@ def to_names(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarra
     """The inverse of `from_names`: arrays by published name, layers apart, kernels transposed."""
     leaves = {path: np.asarray(leaf) for path, leaf in named(params).items()}
     state = {prefix + name: leaves[path] for path, name in _OUTER.items()}
-    for path, name in _LAYER.items():
-        for i, array in enumerate(leaves[f"layers/{path}"]):
+    for i in range(sum(key.startswith("layer_") for key in params)):
+        for path, name in _LAYER.items():
+            array = leaves[f"layer_{i}/{path}"]
             theirs = array.T if path.endswith("/kernel") else array
             state[f"{prefix}encoder.layer.{i}.{name}"] = theirs
     return state
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of `TextEncoder` as runs up to format 2 have them: one array for all layers."""
+    own = {key: branch for key, branch in params.items() if not key.startswith("layer_")}
+    layers = [params[f"layer_{i}"] for i in range(len(params) - len(own))]
+    return own | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`."""
+    own, layers = dict(params), params["layers"]
+    del own["layers"]
+    for i in range(len(jax.tree.leaves(layers)[0])):
+        own[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+    return own
 
 
 def check_vocab(codec_size: int, encoder_vocab: int) -> None:
@@ -170,7 +187,7 @@ def _typed(path: Path, config: Mapping[str, Any], key: str, kind_of: type) -> in
 
 def _check_shapes(fields: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     """Compares with the shapes that the model itself would create."""
-    model = TextEncoder(**fields, unroll=False, precision=Precision())
+    model = TextEncoder(**fields, precision=Precision())
 
     def init() -> Any:
         packing = Packing.rectangle(1, 1)
@@ -178,10 +195,17 @@ def _check_shapes(fields: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         return model.init(jax.random.key(0), packing.row_n, packing, sight, True)
 
     made = jax.eval_shape(init)
-    given = named(params)
-    for path, leaf in named(made["params"]).items():
+    given, wanted = named(params), named(made["params"])
+    count = sum(key.startswith("layer_") for key in params)
+    if count != fields["num_layers"]:
+        raise UserError(
+            f"the tensors are those of {count} layers, but config.json says "
+            f"num_hidden_layers {fields['num_layers']}"
+        )
+    for path, leaf in wanted.items():
         if given[path].shape != leaf.shape:
-            theirs = _OUTER.get(path) or f"encoder.layer.*.{_LAYER[path.removeprefix('layers/')]}"
+            number, _, inner = path.removeprefix("layer_").partition("/")
+            theirs = _OUTER.get(path) or f"encoder.layer.{number}.{_LAYER[inner]}"
             raise UserError(
                 f"tensor '{theirs}' makes '{path}' {given[path].shape}, "
                 f"but config.json says {leaf.shape}"

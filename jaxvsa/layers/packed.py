@@ -57,6 +57,12 @@ class Packing(struct.PyTreeNode):
         return 0 if self._is_rectangle else -(-(self.index_bl.shape[1] - 1) // BLOCK)
 
     @property
+    def odd_starts(self) -> bool:
+        """Whether the sizes say that rows begin at odd places, or that the axis ends with one."""
+        odd_rows = self._is_rectangle and self.index_bl.shape[1] % 2 == 1
+        return odd_rows or len(self.row_n) % 2 == 1
+
+    @property
     def _is_rectangle(self) -> bool:
         return len(self.row_n) == self.index_bl.size
 

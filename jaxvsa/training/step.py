@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxvsa.core import trees
+from jaxvsa.core import compiler, memory, trees
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.mesh import put_batch
 from jaxvsa.systems.base import Mean, System, expand
@@ -131,8 +131,7 @@ def make_step(
         return train_step(system, tx, state, tables, micro, axis_name)
 
     if kind == "jit":
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
-        return lambda state, tables, batch: jitted(state, tables, put_batch(batch, mesh, axis=1))
+        return _jitted(update, mesh, shardings)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         raise UserError("config.mesh.step='pmap' maps data only; set fsdp and tensor to 1, or jit")
     count = mesh.shape["data"]
@@ -152,5 +151,30 @@ def make_step(
             raise UserError(f"batch size {size} cannot be split over {count} devices")
         split = {k: v.reshape(v.shape[0], count, -1, *v.shape[2:]) for k, v in batch.items()}
         return mapped(state, tables, split)
+
+    return call
+
+
+def _jitted(update: Callable[..., Any], mesh: Mesh, shardings: State) -> Callable[..., Any]:
+    """`update` over the whole mesh, the state donated."""
+    options = compiler.step_options()
+    jitted = jax.jit(
+        update, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
+    )
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    seen = set()
+
+    def call(
+        state: State, tables: Mapping[str, jax.Array], batch: Mapping[str, Any]
+    ) -> tuple[State, dict[str, Any]]:
+        placed = put_batch(batch, mesh, axis=1)
+        if on_cpu:  # every step that waits there holds its temporary arrays already
+            jax.block_until_ready(state.step)
+        found = jitted(state, tables, placed)
+        shapes = tuple(array.shape for array in batch.values())
+        if shapes not in seen:  # it was compiled, which takes a GiB on the host
+            seen.add(shapes)
+            memory.give_back()
+        return found
 
     return call

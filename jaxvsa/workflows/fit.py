@@ -154,8 +154,10 @@ def first_state(setup: Setup, shardings: State) -> State:
             raise UserError(f"config.init_from: {error}") from error
     elif data.text_params is not None:
         params["text"] = _adopt(params["text"], data.text_params, data.config["weights"]["text"])
-    # Unlike `device_put`, this also reaches the devices of other processes.
-    place = jax.jit(lambda state: state, out_shardings=shardings)
+    # Unlike `device_put`, this also reaches the devices of other processes. One device can keep the
+    # arrays that it has.
+    one = len(jax.tree.leaves(shardings)[0].device_set) == 1
+    place = jax.jit(lambda state: state, out_shardings=shardings, donate_argnums=0 if one else None)
     return place(start(system, setup.tx, params, run_rng))
 
 

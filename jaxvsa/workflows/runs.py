@@ -30,11 +30,11 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json, write_json
 from jaxvsa.data.features import Manifest
 from jaxvsa.data.text import TextCodec
-from jaxvsa.interop.roberta import read_encoder
+from jaxvsa.interop.roberta import read_encoder, stack_layers, unstack_layers
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System
 
-FORMAT = 2
+FORMAT = 3
 # May differ when a run is resumed: devices and traces are invisible in its results.
 _FREE = ("mesh.", "profile:")
 # What a start that was killed early leaves behind.
@@ -135,8 +135,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A recorded configuration in the terms of this version.
 
     A key that has come since gets the value that does what the older version did. Format 1 had
-    ladders of padded lengths, which changed no result.
+    ladders of padded lengths, format 1 and 2 a loop over the text layers; neither changed a result.
     """
+    text = {key: value for key, value in config["model"]["text"].items() if key != "unroll"}
+    config = {**config, "model": {**config["model"], "text": text}}
     if "text_rungs" not in config["data"]:
         return config
     data = {key: value for key, value in config["data"].items() if not key.endswith("_rungs")}
@@ -272,7 +274,10 @@ def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:
     config = upgraded(meta["config"])
     system_module = module(config["system"])
     facts = system_module.Facts.from_dict(meta["facts"])
-    held = frozen_text(config, meta["held"]) if meta["held"] else {}
+    stacked = "unroll" in meta["config"]["model"]["text"]  # up to format 2
+    held = frozen_text(config, meta["held"], stacked) if meta["held"] else {}
+    if stacked and "text" in learn:
+        learn = {**learn, "text": unstack_layers(learn["text"])}
     manifest = meta["manifest"]
     return Trained(
         config=config,
@@ -285,8 +290,13 @@ def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:
     )
 
 
-def frozen_text(config: dict[str, Any], digests: dict[str, str]) -> Params:
+def frozen_text(config: dict[str, Any], digests: dict[str, str], stacked: bool) -> Params:
     """The frozen text encoder, which checkpoints do not repeat, checked against its digest.
+
+    Args:
+        config: of the run.
+        digests: of the weights it was trained with.
+        stacked: whether they are those of stacked layers.
 
     Raises:
         UserError: the folder is gone, or holds other weights than those trained with.
@@ -295,7 +305,8 @@ def frozen_text(config: dict[str, Any], digests: dict[str, str]) -> Params:
     _, params = read_encoder(folder)
     store = config["model"]["precision"]["param"]
     held = {"text": jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(store)), params)}
-    if trees.digests(held) != digests:
+    compared = {"text": stack_layers(held["text"])} if stacked else held
+    if trees.digests(compared) != digests:
         raise UserError(
             f"{folder} holds other text weights than the run was trained with; "
             "restore the original folder there"

@@ -70,6 +70,15 @@ def test_pipeline_resident_and_streamed(tmp_path: Path) -> None:
     assert 0 <= record["streamed"]["share_of_rows_that_are_padding"] < 0.9
 
 
+def test_scaling_of_a_step(tmp_path: Path) -> None:
+    record = run("bench_scaling", tmp_path)
+    assert set(record["curves"]) == {"batch", "text_length", "frames"}
+    for axis, curve in record["curves"].items():
+        assert len({point[axis] for point in curve["points"]}) == 2
+        assert min(point["seconds_min"] for point in curve["points"]) > 0
+        assert 0 <= curve["exponent_of_flops"] < 1.1
+
+
 def test_committed_results_name_their_hardware() -> None:
     found = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     assert any(path.name.startswith("train_step_cpu") for path in found)

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from jaxvsa.core import memory
+
 SCRIPT = """
 import resource, sys, threading
 from jaxvsa.core.memory import keep_freed
@@ -36,8 +38,29 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert count("keep") < count("default") / 4
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
-    from jaxvsa.core import memory
+GIVING = """
+import numpy as np
+from jaxvsa.core.memory import give_back, keep_freed
 
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+assert keep_freed()
+np.full(256 << 20, 1, np.uint8)
+kept = resident()
+assert give_back()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_can_be_given_back():
+    command = [sys.executable, "-c", GIVING]
+    freed = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert freed > 250 << 20
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert memory.keep_freed() is False
+    assert memory.give_back() is False

@@ -82,20 +82,24 @@ WORDS = {
     "length_b": np.int32([2, 5, 3, 3]),
 }
 FRAMES = {
-    "frame_gm": np.int32([[5, 6, -1, 0, 1, 2, 3], [5, 6, -1, 5, 6, -1, -1]]),
-    "shot_bt": np.int32([[0, 1, 2, -1], [3, 4, 5, 6], [0, 1, 2, -1], [3, 4, 5, -1]]),
-    "count_b": np.int32([2, 4, 2, 2]),
-    "video_gmf": np.float16(
-        [
-            [[10, 11], [12, 13], [0, 0], [0, 1], [2, 3], [4, 5], [6, 7]],
-            [[10, 11], [12, 13], [0, 0], [10, 11], [12, 13], [0, 0], [0, 0]],
-        ]
+    # A video of 3 rows leaves one free: the next begins at an even row.
+    "frame_gm": np.int32(
+        [[5, 6, -1, -1, 0, 1, 2, 3, -1, -1], [5, 6, -1, -1, 5, 6, -1, -1, -1, -1]]
     ),
+    "shot_bt": np.int32([[0, 1, 2, -1], [4, 5, 6, 7], [0, 1, 2, -1], [4, 5, 6, -1]]),
+    "count_b": np.int32([2, 4, 2, 2]),
 }
+NOTHING, V = [[0, 0]], [[10, 11], [12, 13]]
+FRAMES["video_gmf"] = np.float16(
+    [
+        V + NOTHING * 2 + [[0, 1], [2, 3], [4, 5], [6, 7]] + NOTHING * 2,
+        V + NOTHING * 2 + V + NOTHING * 4,
+    ]
+)
 
 
 def load_hand_made(examples):
-    return load(examples, [2, 1, 0, 3], [True, True, True, False], groups=2, n=9, l=6, m=7, t=4)
+    return load(examples, [2, 1, 0, 3], [True, True, True, False], groups=2, n=9, l=6, m=10, t=4)
 
 
 def test_batch_of_two_groups_equals_the_hand_made_one():
@@ -105,10 +109,10 @@ def test_batch_of_two_groups_equals_the_hand_made_one():
 def test_comments_of_a_group_on_one_video_share_its_frames():
     """By hand as above: the second group holds v once, the first has nothing to share."""
     shared = FRAMES | {
-        "frame_gm": np.int32([[0, 1, 2, 3, 5, 6, -1], [5, 6, -1, -1, -1, -1, -1]]),
+        "frame_gm": np.int32([[0, 1, 2, 3, 5, 6] + [-1] * 4, [5, 6] + [-1] * 8]),
         "shot_bt": np.int32([[4, 5, 6, -1], [0, 1, 2, 3], [0, 1, 2, -1], [0, 1, 2, -1]]),
     }
-    video_gmf = np.zeros((2, 7, 2), np.float16)
+    video_gmf = np.zeros((2, 10, 2), np.float16)
     video_gmf[0, :4], video_gmf[0, 4:6] = TABLE.values_nf[:4], TABLE.values_nf[5:]
     video_gmf[1, :2] = TABLE.values_nf[5:]
     shared["video_gmf"] = video_gmf
@@ -127,7 +131,7 @@ def test_rows_that_fill_a_rectangle_begin_at_its_rows():
 
 def test_all_padding_tokens_are_kept_if_asked_for():
     examples = make(pad_all=True, text_len=6)
-    batch = load(examples, [2, 1], n=12, l=6, m=7, t=4)
+    batch = load(examples, [2, 1], n=12, l=6, m=10, t=4)
     assert batch["ids_gn"].tolist() == [[0, 2, 1, 1, 1, 1, 0, 8, 9, 8, 2, 1]]
     assert batch["word_bl"].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert batch["length_b"].tolist() == [2, 5]
@@ -147,7 +151,7 @@ def test_one_input_alone_has_no_fields_of_the_other():
         "ids_gn": WORDS["ids_gn"][:1],
     })  # fmt: skip
     frames = {k: v[: 1 if "_g" in k or k == "frame_gm" else 2] for k, v in FRAMES.items()}
-    got = load(video, [2, 1], m=7, t=4)
+    got = load(video, [2, 1], m=10, t=4)
     assert_batch(got, {k: v[:2] for k, v in ROWS.items()} | frames)
 
 
@@ -155,11 +159,12 @@ def test_needs_keep_one_pad_and_the_margin_unless_that_is_too_long():
     axes = make().axes()
     assert [axis.packed for axis in axes.values()] == [True, False, True, False]
     assert axes["n"].need_b.tolist() == axes["l"].need_b.tolist() == [4, 5, 3, 4]
-    assert axes["m"].need_b.tolist() == axes["t"].need_b.tolist() == [3, 4, 3, 3]
+    assert axes["t"].need_b.tolist() == [3, 4, 3, 3]
+    assert axes["m"].need_b.tolist() == [4, 4, 4, 4]  # up to the next even row
     assert (axes["l"].limit, axes["t"].limit) == (5, 4)
     assert (axes["n"].within, axes["m"].within, axes["m"].owner_b) == ("l", "t", None)
     assert make(text_len=9).axes()["n"].need_b.tolist() == [4, 6, 3, 4]
-    assert make(videos=videos(margin=3, limit=6)).axes()["m"].need_b.tolist() == [5, 6, 5, 5]
+    assert make(videos=videos(margin=3, limit=7)).axes()["t"].need_b.tolist() == [5, 7, 5, 5]
     assert make(videos=videos(share=True)).axes()["m"].owner_b.tolist() == [1, 0, 1, 1]
 
 
@@ -176,7 +181,7 @@ def test_order_of_evaluation_is_by_length_of_the_video_then_of_the_text():
 
 def test_padding_only_appends():
     examples = make(text_len=64)
-    small = load(examples, [0, 1], n=10, l=6, m=7, t=4)
+    small = load(examples, [0, 1], n=10, l=6, m=10, t=4)
     large = load(examples, [0, 1], n=64, l=33, m=96, t=7)
     for name in ("ids_gn", "frame_gm", "video_gmf"):
         size = small[name].shape[1]

@@ -16,7 +16,14 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named
 from jaxvsa.data.text import TextCodec
-from jaxvsa.interop.roberta import check_vocab, from_names, read_encoder, to_names
+from jaxvsa.interop.roberta import (
+    check_vocab,
+    from_names,
+    read_encoder,
+    stack_layers,
+    to_names,
+    unstack_layers,
+)
 from jaxvsa.interop.tensors import save_safetensors
 from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import TextEncoder
@@ -60,7 +67,7 @@ def rectangle(ids_bl: np.ndarray, keep_bl: np.ndarray) -> tuple[Any, Packing, Si
 
 
 def make_state(prefix: str = "") -> dict[str, np.ndarray]:
-    encoder = TextEncoder(**FIELDS, unroll=False, precision=Precision())
+    encoder = TextEncoder(**FIELDS, precision=Precision())
     arrays = rectangle(np.ones((1, 2), np.int32), np.ones((1, 2), bool))
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), *arrays, True))
     rng = np.random.default_rng(0)
@@ -81,18 +88,29 @@ def test_names_and_layouts_are_the_published_ones() -> None:
     state = make_state("p.")
     assert len(state) == 5 + 2 * 16
     params = from_names(state, "p.")
-    kernels = params["layers"]["mlp_in"]["kernel"]
-    assert kernels.shape == (2, 6, 10)
-    np.testing.assert_array_equal(
-        kernels[1].T, state["p.encoder.layer.1.intermediate.dense.weight"]
-    )
+    kernel = params["layer_1"]["mlp_in"]["kernel"]
+    assert kernel.shape == (6, 10)
+    np.testing.assert_array_equal(kernel.T, state["p.encoder.layer.1.intermediate.dense.weight"])
     key = state["p.encoder.layer.0.attention.self.key.bias"]
-    np.testing.assert_array_equal(params["layers"]["key"]["bias"][0], key)
+    np.testing.assert_array_equal(params["layer_0"]["key"]["bias"], key)
     norm = state["p.encoder.layer.1.attention.output.LayerNorm.weight"]
-    np.testing.assert_array_equal(params["layers"]["norm_attention"]["scale"][1], norm)
+    np.testing.assert_array_equal(params["layer_1"]["norm_attention"]["scale"], norm)
     np.testing.assert_array_equal(
         params["position"]["embedding"], state["p.embeddings.position_embeddings.weight"]
     )
+
+
+def test_layers_are_stacked_as_in_older_runs_and_come_back() -> None:
+    params = from_names(make_state())
+    stacked = stack_layers(params)
+    assert stacked["layers"]["mlp_in"]["kernel"].shape == (2, 6, 10)
+    np.testing.assert_array_equal(
+        stacked["layers"]["key"]["bias"][1], params["layer_1"]["key"]["bias"]
+    )
+    again = unstack_layers(stacked)
+    assert named(again).keys() == named(params).keys()
+    for path, leaf in named(params).items():
+        np.testing.assert_array_equal(named(again)[path], leaf)
 
 
 def test_names_go_out_and_come_back() -> None:
@@ -147,7 +165,7 @@ def test_folder_refuses_tensors_that_do_not_fit(tmp_path: Path) -> None:
         read_encoder(write_folder(tmp_path, extra))
     with pytest.raises(UserError, match=r"'embeddings\.word_embeddings\.weight' .*\(20, 6\)"):
         read_encoder(write_folder(tmp_path, make_state(), vocab_size=20))
-    with pytest.raises(UserError, match=r"'layers/key/bias' \(2, 6\), .* says \(3, 6\)"):
+    with pytest.raises(UserError, match=r"those of 2 layers, .* num_hidden_layers 3"):
         read_encoder(write_folder(tmp_path, make_state(), num_hidden_layers=3))
     ragged = make_state() | {name: np.zeros((6, 9), np.float32)}
     with pytest.raises(UserError, match=r"'encoder\.layer\.\*\.output\.dense\.weight' differ"):
@@ -207,7 +225,7 @@ def write_model(folder: Path, model: Any) -> Path:
 
 def apply_ours(folder: Path, ids_bl: np.ndarray, keep_bl: np.ndarray) -> np.ndarray:
     fields, params = read_encoder(folder)
-    encoder = TextEncoder(**fields, unroll=False, precision=Precision())
+    encoder = TextEncoder(**fields, precision=Precision())
     apply = jax.jit(encoder.apply, static_argnums=4)
     x_nu = apply({"params": params}, *rectangle(ids_bl, keep_bl), True)
     return np.asarray(x_nu).reshape(*ids_bl.shape, -1)
@@ -225,7 +243,7 @@ def compare_gradients(folder: Path, model: Any, ids_bl: np.ndarray, keep_bl: np.
     import torch
 
     fields, params = read_encoder(folder)
-    encoder = TextEncoder(**fields, unroll=False, precision=Precision())
+    encoder = TextEncoder(**fields, precision=Precision())
     weight = np.random.default_rng(1).normal(size=(*ids_bl.shape, fields["width"]))
     if fields["kind"] == "bert":
         weight *= keep_bl[..., None]  # our pads all take position 0, theirs do not

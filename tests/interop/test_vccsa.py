@@ -41,7 +41,6 @@ def make_model(**changed: Any) -> VCCSA:
         pad_id=roberta["pad_token_id"],
         dropout=0.0,
         attention_dropout=0.0,
-        unroll=False,
         precision=Precision(),
     )
     return VCCSA(

@@ -11,7 +11,13 @@ import pytest
 
 from jaxvsa.core.precision import Precision
 from jaxvsa.layers.packed import Packing
-from jaxvsa.layers.temporal import FinalCell, TemporalPyramid, full_rows, tower_margin
+from jaxvsa.layers.temporal import (
+    FinalCell,
+    TemporalPyramid,
+    convolve_towers,
+    full_rows,
+    tower_margin,
+)
 
 WIDE = Precision("float64", "float64")
 
@@ -25,10 +31,14 @@ def whole(video_btf: np.ndarray, count_b: np.ndarray) -> tuple[Any, ...]:
 
 
 def towers(video_btf: np.ndarray, count_b: np.ndarray, margin: int, size: int) -> tuple[Any, ...]:
-    """Likewise for the frames and `margin` rows of each video, one after another."""
+    """Likewise for the frames and `margin` rows of each video, one after another.
+
+    On an axis of even size each begins at an even row, as where convolutions take pairs of rows.
+    """
     full = video_btf.shape[1]
     span_b = np.minimum(count_b + margin, full)
-    start_b, place_t = np.cumsum(span_b) - span_b, np.arange(span_b.max())
+    room_b = span_b + span_b % 2 * (size % 2 == 0)
+    start_b, place_t = np.cumsum(room_b) - room_b, np.arange(span_b.max())
     inside_bt = place_t < span_b[:, None]
     packing = Packing.of(
         jnp.asarray(np.where(inside_bt, start_b[:, None] + place_t, -1), jnp.int32), size
@@ -52,7 +62,10 @@ def test_full_rows_by_hand() -> None:
 
 @pytest.mark.parametrize("mask_frames", [False, True])
 @pytest.mark.parametrize("longest", [1, 4, 9, 20])
-def test_short_towers_reproduce_every_row_of_the_full_ones(longest: int, mask_frames: bool) -> None:
+@pytest.mark.parametrize("size", [81, 82], ids=["odd", "even"])
+def test_short_towers_reproduce_every_row_of_the_full_ones(
+    size: int, longest: int, mask_frames: bool
+) -> None:
     """Values and gradients; the videos lie one after another, with nothing between them."""
     rng = np.random.default_rng(longest)
     full, scales = 20, 3
@@ -74,7 +87,7 @@ def test_short_towers_reproduce_every_row_of_the_full_ones(longest: int, mask_fr
         run = jax.jit(jax.value_and_grad(outputs, has_aux=True))
         same_bv = jnp.arange(full)[None].repeat(4, axis=0)
         (_, (want, plain)), wanted = run(params, whole(video_btf, count_b), same_bv)
-        short = towers(video_btf, count_b, tower_margin(scales), 79)
+        short = towers(video_btf, count_b, tower_margin(scales), size)
         (_, (got, projected)), grads = run(params, short, row_bv)
     np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
     for b, count in enumerate(count_b):
@@ -94,6 +107,49 @@ def test_one_row_less_would_not_be_enough() -> None:
         _, want = run(params, *whole(video_btf, count_b))
         _, got = run(params, *towers(video_btf, count_b, tower_margin(3) - 1, 10))
     assert np.abs(got[-1, 4 + 3] - want[-1, 4 + 3]).max() > 1e-6
+
+
+@pytest.mark.parametrize("starts", [[0, 6, 8], [0, 5, 6]], ids=["pairs of rows", "any rows"])
+def test_convolution_of_towers_equals_loops(starts: list[int]) -> None:
+    """Towers of 5, 1 and 4 rows, the third shared by a fourth video; two rows belong to nobody."""
+    rng = np.random.default_rng(0)
+    size = 14 if starts[1] == 6 else 13
+    index_bt = np.full((4, 5), -1, np.int32)
+    for row, (start, count) in enumerate(zip([*starts, starts[2]], (5, 1, 4, 4), strict=True)):
+        index_bt[row, :count] = start + np.arange(count)
+    x_md, taps = rng.normal(size=(size, 3)), rng.normal(size=(3, 3, 2))
+    with jax.enable_x64(True):
+        shots = Packing.of(jnp.asarray(index_bt), size)
+        assert shots.odd_starts == (starts[1] == 5)
+        got = convolve_towers(jnp.asarray(x_md), jnp.asarray(taps.reshape(9, 2)), shots)
+    for start, count in zip(starts, (5, 1, 4), strict=True):
+        for row in range(count):
+            want = sum(
+                x_md[start + row + tap - 1] @ taps[tap]
+                for tap in range(3)
+                if 0 <= row + tap - 1 < count
+            )
+            np.testing.assert_allclose(got[start + row], want, rtol=1e-12, atol=1e-13)
+
+
+def test_towers_at_odd_rows_where_pairs_are_taken_are_never_silently_wrong() -> None:
+    shots = Packing.of(jnp.array([[0, 1, 2], [3, 4, 5]], jnp.int32), 8)
+    assert not shots.odd_starts
+    assert jnp.all(jnp.isnan(convolve_towers(jnp.ones((8, 2)), jnp.ones((6, 2)), shots)))
+
+
+def test_convolution_of_pairs_is_as_exact_as_float32_allows() -> None:
+    """Against float64 on rows of the published width; three shifted copies are no better."""
+    rng = np.random.default_rng(0)
+    index_bt = jnp.asarray(np.arange(40).reshape(2, 20)[:, :19], jnp.int32)
+    x_md, kernel_cd = rng.normal(size=(40, 768)), rng.uniform(-1, 1, (3 * 768, 768)) / 48
+    shots = Packing.of(index_bt, 40)
+    assert not shots.odd_starts
+    got = convolve_towers(jnp.float32(x_md), jnp.float32(kernel_cd), shots)
+    with jax.enable_x64(True):
+        want = convolve_towers(jnp.asarray(x_md), jnp.asarray(kernel_cd), shots)
+    got_md, want_md = np.asarray(got)[index_bt], np.asarray(want)[index_bt]
+    assert np.abs(got_md - want_md).max() < 2e-6 * np.abs(want_md).max()
 
 
 def test_pyramid_equals_loops() -> None:

@@ -229,6 +229,7 @@ from jaxvsa.core.checkpoint import Checkpoints
 real = Checkpoints.save
 def save(checkpoints, step, *rest):
     if step == 4:
+        checkpoints.wait()  # for step 2, which is written in the background
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     real(checkpoints, step, *rest)
 Checkpoints.save = save

@@ -50,7 +50,7 @@ def roberta_base(folder: Path, texts: list[str]) -> Path:
     model = TextEncoder(
         kind="roberta", vocab_size=50265, width=768, num_layers=12, num_heads=12, mlp_width=3072,
         max_positions=514, num_types=1, norm_eps=1e-5, pad_id=1, dropout=0.1,
-        attention_dropout=0.1, unroll=False, precision=Precision("float32", "float32"),
+        attention_dropout=0.1, precision=Precision("float32", "float32"),
     )  # fmt: skip
     packing = Packing.rectangle(1, 4)
     arrays = jnp.full(4, 5), packing, Sight.of(packing, jnp.ones(4, bool), packing.row_n)

@@ -172,8 +172,8 @@ PARTS = (("text", r"text/.*"), ("heads", r"head_.*"), ("fusion", r".*"))
 """Parts with a learning-rate factor of their own (`config.optim.part_lr`)."""
 
 _TEXT_RULES = (
-    (r"text/layers/(query|key|value|mlp_in)/kernel", P(None, "fsdp", "tensor")),
-    (r"text/layers/(out|mlp_out)/kernel", P(None, "tensor", "fsdp")),
+    (r"text/layer_\d+/(query|key|value|mlp_in)/kernel", P("fsdp", "tensor")),
+    (r"text/layer_\d+/(out|mlp_out)/kernel", P("tensor", "fsdp")),
     (r"text/word/embedding", P("fsdp", "tensor")),
     (r"(words_kernel|fusion_text_kernel)", P("fsdp", "tensor")),
     (r"final/(query|key|value)_kernel", P("fsdp", "tensor")),

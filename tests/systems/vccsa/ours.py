@@ -45,7 +45,6 @@ def make(model: Mapping[str, Any], roberta: Mapping[str, Any], dtype: str, **mor
         pad_id=roberta["pad_token_id"],
         dropout=0.0,
         attention_dropout=0.0,
-        unroll=more.pop("unroll", False),
         precision=precision,
     )
     fields = {
@@ -93,7 +92,8 @@ def inputs(
     pad = golden.config["roberta"]["pad_token_id"]
     size = None if words is None else (-(-int(span_b.sum()) // 32) + tail) * 32
     word_bl, ids_n = pack(io["input_ids"], span_b, pad, size)
-    shot_bt, video_mf = pack(io["video_feat"].astype(dtype), tower_b, 0, tower_b.sum() + 32 * tail)
+    size = int(np.sum(tower_b + tower_b % 2)) + 32 * tail
+    shot_bt, video_mf = pack(io["video_feat"].astype(dtype), tower_b, 0, size, unit=2)
     example_b = np.arange(7, 7 + len(length_b), dtype=np.int32)
     arrays = Words(ids_n, word_bl, length_b), Shots(video_mf, shot_bt, count_b), example_b
     return jax.tree.map(jnp.asarray, arrays)
@@ -117,11 +117,14 @@ def expand(outputs: Mapping[str, Any], words: Words, full: int) -> dict[str, np.
 
 
 def pack(
-    x_bld: np.ndarray, span_b: np.ndarray, fill: Any, size: int | None
+    x_bld: np.ndarray, span_b: np.ndarray, fill: Any, size: int | None, unit: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `span_b` elements of every row one after another, and where they lie."""
-    longest = int(span_b.max())
-    start_b, rectangle = np.cumsum(span_b) - span_b, longest * len(span_b)
+    """The first `span_b` elements of every row one after another, and where they lie.
+
+    Rows begin at multiples of `unit`.
+    """
+    longest, room_b = int(span_b.max()), -(-span_b // unit) * unit
+    start_b, rectangle = np.cumsum(room_b) - room_b, longest * len(span_b)
     if size in (None, rectangle):
         start_b, size = np.arange(len(span_b)) * longest, rectangle
     place_bl = np.arange(longest)[None]

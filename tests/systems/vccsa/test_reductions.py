@@ -99,7 +99,7 @@ def test_default_graph_needs_at_most_015_of_the_plain_flops() -> None:
     before = jax.jit(
         jax.value_and_grad(lambda s, b: plain.run(s, model_config, roberta, b)[0])
     ).lower(state, batch)
-    model = make(model_config, roberta, "float32", unroll=True)
+    model = make(model_config, roberta, "float32")
     i32 = jnp.int32
     words = Words(shape(288, dtype=i32), shape(16, 65, dtype=i32), shape(16, dtype=i32))
     shots = Shots(shape(1600, 1024), shape(16, 180, dtype=i32), shape(16, dtype=i32))
