@@ -247,10 +247,12 @@ def test_no_space_left_is_one_line_and_resumes(root: Path, whole: Path, tmp_path
 
 
 def flip(folder: Path) -> None:
-    path = max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    path.write_bytes(content)
+    """Flips bytes all over the arrays: a single one may lie where nothing is read."""
+    for path in (p for p in folder.rglob("d/*") if p.is_file()):
+        content = bytearray(path.read_bytes())
+        for at in range(len(content) // 8, len(content), 1 + len(content) // 4):
+            content[at] ^= 0x10
+        path.write_bytes(content)
 
 
 def empty(folder: Path) -> None:
