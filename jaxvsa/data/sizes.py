@@ -104,13 +104,13 @@ def _refine(shape_ka: np.ndarray, need_sa: np.ndarray, cost_a: np.ndarray) -> np
         fits_uk = np.all(shape_ka[None] >= need_ua[:, None], axis=-1)
         return float(np.where(fits_uk, shape_ka @ cost_a, np.inf).min(axis=1) @ count_u)
 
+    sizes_a = [np.unique(need_u) for need_u in need_ua.T]
     least = total(shape_ka)
     for _ in range(_MOST_SWEEPS):
         before = least
         for k, a in np.ndindex(*shape_ka.shape):
-            sizes = np.unique(need_ua[:, a])
-            at = int(np.searchsorted(sizes, shape_ka[k, a]))
-            for size in sizes[max(0, at - _REACH) : at + _REACH + 1]:
+            at = int(np.searchsorted(sizes_a[a], shape_ka[k, a]))
+            for size in sizes_a[a][max(0, at - _REACH) : at + _REACH + 1]:
                 moved_ka = shape_ka.copy()
                 moved_ka[k, a] = size
                 if (found := total(moved_ka)) < least * (1 - 1e-9):

@@ -41,26 +41,8 @@ def value_number(place_n: jax.Array, width: int) -> jax.Array:
     return first_n1 + jnp.arange(width, dtype=jnp.uint32)[None]
 
 
-def drop(
-    x: jax.Array, rate: float, words: jax.Array, example: jax.Array, value: jax.Array
-) -> jax.Array:
-    """Zeroes values of `x` at a rate and scales up the others.
-
-    Args:
-        x: any shape.
-        rate: share of values that become zero, at least 0 and below 1.
-        words: uint32 (2,), the key.
-        example: integer number of the example, of the rank of `x`, each dimension full or 1.
-        value: likewise, a number below 2**32 that no other value of this example has here.
-    """
-    counters = (jnp.asarray(number, jnp.uint32) for number in (example, value))
-    bits, _ = threefry_2x32((words[0], words[1]), *counters)
-    keep = bits >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
-
-
 class Dropout(nn.Module):
-    """`drop` with a key of its own.
+    """Zeroes values at a rate and scales up the others, keyed by what they belong to.
 
     Randomness: rng collection "dropout", another key for every instance.
 
@@ -74,12 +56,18 @@ class Dropout(nn.Module):
     def __call__(
         self, x: jax.Array, example: jax.Array, value: jax.Array, deterministic: bool
     ) -> jax.Array:
-        """Same shape and dtype as `x`; unchanged if `deterministic`, otherwise as in `drop`."""
+        """Same shape and dtype as `x`.
+
+        Args:
+            x: any shape.
+            example: integer number of the example, of the rank of `x`, each dimension full or 1.
+            value: likewise, a number below 2**32 that no other value of this example has here.
+            deterministic: nothing is dropped.
+        """
         if deterministic or self.rate == 0:
             return x
-        return drop(x, self.rate, new_words(self), example, value)
-
-
-def new_words(module: nn.Module) -> jax.Array:
-    """A key for `drop`, uint32 (2,), from the rng collection "dropout"."""
-    return jax.random.bits(module.make_rng("dropout"), (2,), jnp.uint32)
+        words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        counters = (jnp.asarray(number, jnp.uint32) for number in (example, value))
+        bits, _ = threefry_2x32((words[0], words[1]), *counters)
+        keep = bits >= jnp.uint32(round(self.rate * 2**32))
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))

@@ -17,7 +17,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import masked_softmax, pair_number
-from jaxvsa.layers.dropout import Dropout, drop, new_words, value_number
+from jaxvsa.layers.dropout import Dropout, value_number
 from jaxvsa.layers.packed import Packing, Sight
 
 _INIT = nn.initializers.normal(0.02)
@@ -59,50 +59,44 @@ class EncoderLayer(nn.Module):
             flat_kqu = packing.blocks(dense(features=width, name=name)(x_nu))
             return flat_kqu.reshape(*flat_kqu.shape[:2], self.num_heads, width // self.num_heads)
 
-        def dropped(name: str, out_nu: jax.Array) -> jax.Array:
+        def drop(name: str, out_nu: jax.Array) -> jax.Array:
             example_n1 = sight.example_kq.reshape(-1, 1)
             number_nu = value_number(packing.place_n, width)
             return Dropout(self.dropout, name=name)(out_nu, example_n1, number_nu, deterministic)
 
         # Every token asks, pads included: VC-CSA's max-pool reads the pads' rows.
-        qkv = heads("query"), heads("key"), heads("value")
-        dropping = not deterministic and self.attention_dropout > 0
-        words = new_words(self) if dropping else None
-        out_kqhe = _attend(*qkv, packing, sight, words, self.attention_dropout)
-        out_nu = out_kqhe.reshape(x_nu.shape)
-        out_nu = dropped("drop_out", dense(features=width, name="out")(out_nu))
+        q_kqhe, k_kqhe, v_kqhe = heads("query"), heads("key"), heads("value")
+        out_nu = self.attend(q_kqhe, packing.around(k_kqhe), packing.around(v_kqhe), sight,
+                             deterministic).reshape(x_nu.shape)  # fmt: skip
+        out_nu = drop("drop_out", dense(features=width, name="out")(out_nu))
         x_nu = norm(name="norm_attention")(x_nu + out_nu)
         inner_ni = dense(features=self.mlp_width, name="mlp_in")(x_nu)
-        out_nu = dropped("drop_mlp", dense(features=width, name="mlp_out")(_gelu(inner_ni)))
+        inner_ni = 0.5 * inner_ni * (1 + jax.lax.erf(inner_ni * 0.5**0.5))
+        out_nu = drop("drop_mlp", dense(features=width, name="mlp_out")(inner_ni))
         return norm(name="norm_mlp")(x_nu + out_nu)
 
-
-def _attend(
-    q_kqhe: jax.Array,
-    k_kqhe: jax.Array,
-    v_kqhe: jax.Array,
-    packing: Packing,
-    sight: Sight,
-    words: jax.Array | None,
-    rate: float,
-) -> jax.Array:
-    """Softmax attention within `sight`, (k,q,h,e); dropout if there are words."""
-    k_kzhe, v_kzhe = packing.around(k_kqhe), packing.around(v_kqhe)
-    logits_khqz = jnp.einsum(
-        "kqhe,kzhe->khqz", q_kqhe, k_kzhe, preferred_element_type=island(q_kqhe)
-    )
-    logits_khqz *= q_kqhe.shape[-1] ** -0.5
-    attn_khqz = masked_softmax(logits_khqz, sight.keep_kqz[:, None]).astype(v_kzhe.dtype)
-    if words is not None:
-        number_kqhz = pair_number(sight.place_kq, sight.place_kz, q_kqhe.shape[2])
-        example_khqz = sight.example_kq[:, None, :, None]
-        attn_khqz = drop(attn_khqz, rate, words, example_khqz, jnp.swapaxes(number_kqhz, 1, 2))
-    return jnp.einsum("khqz,kzhe->kqhe", attn_khqz, v_kzhe)
-
-
-def _gelu(x_ni: jax.Array) -> jax.Array:
-    """x Phi(x), with the exact Phi."""
-    return 0.5 * x_ni * (1 + jax.lax.erf(x_ni * 0.5**0.5))
+    def attend(
+        self,
+        q_kqhe: jax.Array,
+        k_kzhe: jax.Array,
+        v_kzhe: jax.Array,
+        sight: Sight,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Softmax attention within `sight`, (k,q,h,e)."""
+        logits_khqz = jnp.einsum(
+            "kqhe,kzhe->khqz", q_kqhe, k_kzhe, preferred_element_type=island(q_kqhe)
+        )
+        logits_khqz *= q_kqhe.shape[-1] ** -0.5
+        attn_khqz = masked_softmax(logits_khqz, sight.keep_kqz[:, None]).astype(v_kzhe.dtype)
+        number_kqhz = pair_number(sight.place_kq, sight.place_kz, self.num_heads)
+        attn_khqz = Dropout(self.attention_dropout, name="drop_attention")(
+            attn_khqz,
+            sight.example_kq[:, None, :, None],
+            jnp.swapaxes(number_kqhz, 1, 2),
+            deterministic,
+        )
+        return jnp.einsum("khqz,kzhe->kqhe", attn_khqz, v_kzhe)
 
 
 class TextEncoder(nn.Module):

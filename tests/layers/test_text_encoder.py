@@ -16,7 +16,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named
 from jaxvsa.layers.packed import Packing, Sight
-from jaxvsa.layers.text_encoder import EncoderLayer, TextEncoder, _attend
+from jaxvsa.layers.text_encoder import EncoderLayer, TextEncoder
 
 PAD = {"roberta": 1, "bert": 0}
 KINDS = pytest.mark.parametrize("kind", ["roberta", "bert"])
@@ -277,31 +277,23 @@ def capture_dropout(module: Any, params: Any, *args: Any) -> list[np.ndarray]:
     ]
 
 
-def test_layer_drops_both_outputs_independently() -> None:
+def test_layer_drops_attention_and_both_outputs_independently() -> None:
     layer = EncoderLayer(4, 8, 1e-5, 0.5, 0.2, Precision())
     x_nu = np.random.default_rng(0).normal(size=(8 * 16, 32)).astype(np.float32)
     _, packing, sight = rectangle(np.zeros((8, 16)), np.ones((8, 16), bool))
     params = layer.init(jax.random.key(0), x_nu, packing, sight, True)["params"]
-    inner_nu, out_nu = capture_dropout(layer, params, x_nu, packing, sight, False)
-    for part in (out_nu, inner_nu):
-        assert abs((part == 0).mean() - 0.5) < 5 * math.sqrt(0.25 / part.size)
-    agree = (out_nu == 0) == (inner_nu == 0)
-    assert abs(agree.mean() - 0.5) < 5 * math.sqrt(0.25 / agree.size)
-
-
-def test_attention_weights_are_dropped_one_by_one() -> None:
-    _, packing, sight = rectangle(np.zeros((8, 16)), np.ones((8, 16), bool))
-    zeros_kqhe = jnp.zeros((8, 16, 4, 16))
-    # Equal logits, and one-hot values, so that the output is the weights themselves.
-    one_hot_kqhe = jnp.broadcast_to(jnp.eye(16)[None, :, None], zeros_kqhe.shape)
-    words = jnp.array([3, 4], jnp.uint32)
-    attn_kqhz = _attend(zeros_kqhe, zeros_kqhe, one_hot_kqhe, packing, sight, words, 0.2)
-    kept = np.asarray(attn_kqhz) > 0
-    np.testing.assert_allclose(attn_kqhz[kept], 1 / 16 / 0.8, rtol=1e-5)
+    params["query"]["kernel"] = np.zeros_like(params["query"]["kernel"])  # uniform attention
+    attn_khqz, inner_nu, out_nu = capture_dropout(layer, params, x_nu, packing, sight, False)
+    kept = attn_khqz > 0
+    np.testing.assert_allclose(attn_khqz[kept], 1 / 16 / 0.8, rtol=1e-5)
     assert abs(kept.mean() - 0.8) < 5 * math.sqrt(0.16 / kept.size)
     for axis in range(4):  # neighbours along every axis agree as often as independent draws
         agree = kept == np.roll(kept, 1, axis)
         assert abs(agree.mean() - 0.68) < 6 * math.sqrt(0.25 / agree.size)
+    for part in (out_nu, inner_nu):
+        assert abs((part == 0).mean() - 0.5) < 5 * math.sqrt(0.25 / part.size)
+    agree = (out_nu == 0) == (inner_nu == 0)
+    assert abs(agree.mean() - 0.5) < 5 * math.sqrt(0.25 / agree.size)
 
 
 def test_embeddings_are_dropped_after_their_norm() -> None:
