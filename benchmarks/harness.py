@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from jaxvsa.data.text import Tokens
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB = 50265  # rows of RoBERTa's word table
+
+_ANSWER = "answer: "  # begins a line that is meant for `Side`
 
 # Quantiles of the token lengths of CSMV's comments under RoBERTa's tokenizer, special tokens
 # included; between them lengths are interpolated, which gives a mean of 15 tokens, as measured.
@@ -103,6 +107,46 @@ def alternate(
             if turn >= warm:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds
+
+
+class Side:
+    """A process of its own that runs when told to and otherwise waits.
+
+    Attributes:
+        facts: what it reported when it was ready.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Starts `command`, which must call `serve`, and waits until it is ready."""
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.facts: dict[str, Any] = json.loads(self._answer())
+
+    def turn(self) -> None:
+        """One run."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):
+                return line[len(_ANSWER) :]
+        raise SystemExit(f"a side ended with status {self._process.wait()} before it had answered")
+
+
+def serve(facts: Mapping[str, Any], run: Callable[[], Any]) -> None:
+    """The other end of `Side`: reports the facts, then runs once for every line that comes."""
+    print(_ANSWER + json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        run()
+        print(_ANSWER, flush=True)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:

@@ -123,21 +123,14 @@ def make_step(
     Raises:
         UserError: "pmap" on a mesh with fsdp or tensor axes, or a batch that does not divide.
     """
-    axis_name = None if kind == "jit" else "data"
-
-    def update(  # profiles know the program by this name
-        state: State, tables: Mapping[str, jax.Array], micro: Mapping[str, jax.Array]
-    ) -> tuple[State, dict[str, Any]]:
-        return train_step(system, tx, state, tables, micro, axis_name)
-
     if kind == "jit":
-        return _jitted(update, mesh, shardings)
+        return JittedStep(system, tx, mesh, shardings)
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
         raise UserError("config.mesh.step='pmap' maps data only; set fsdp and tensor to 1, or jit")
     count = mesh.shape["data"]
     mapped = jax.pmap(
-        update,
-        axis_name=axis_name,
+        _update(system, tx, "data"),
+        axis_name="data",
         in_axes=(None, None, 1),
         out_axes=None,
         devices=list(mesh.devices.flat),
@@ -155,26 +148,58 @@ def make_step(
     return call
 
 
-def _jitted(update: Callable[..., Any], mesh: Mesh, shardings: State) -> Callable[..., Any]:
-    """`update` over the whole mesh, the state donated."""
-    options = compiler.step_options()
-    jitted = jax.jit(
-        update, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
-    )
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    seen = set()
+class JittedStep:
+    """`train_step` over the whole mesh, the state donated.
 
-    def call(
-        state: State, tables: Mapping[str, jax.Array], batch: Mapping[str, Any]
+    Attributes:
+        programs: compiled, one for each shape of the batches seen so far.
+    """
+
+    def __init__(
+        self, system: System, tx: optax.GradientTransformation, mesh: Mesh, shardings: State
+    ) -> None:
+        """Compiles nothing yet; `shardings` are those of the state."""
+        self.programs: dict[Any, jax.stages.Compiled] = {}
+        self._system, self._tx, self._mesh, self._shardings = system, tx, mesh, shardings
+        self._on_cpu = mesh.devices.flat[0].platform == "cpu"
+
+    def __call__(
+        self, state: State, tables: Mapping[str, jax.Array], batch: Mapping[str, Any]
     ) -> tuple[State, dict[str, Any]]:
-        placed = put_batch(batch, mesh, axis=1)
-        if on_cpu:  # every step that waits there holds its temporary arrays already
-            jax.block_until_ready(state.step)
-        found = jitted(state, tables, placed)
+        """(state, tables, host batch) -> (state, terms)."""
+        placed = put_batch(batch, self._mesh, axis=1)
         shapes = tuple(array.shape for array in batch.values())
-        if shapes not in seen:  # it was compiled, which takes a GiB on the host
-            seen.add(shapes)
-            memory.give_back()
-        return found
+        if self._on_cpu:  # every step that waits there holds its temporary arrays already
+            jax.block_until_ready(state.step)
+        if shapes not in self.programs:
+            self.programs[shapes] = self._compile(state, tables, placed)
+        return self.programs[shapes](state, tables, placed)
 
-    return call
+    def _compile(self, *args: Any) -> jax.stages.Compiled:
+        memory.give_back()  # what steps have freed is of little use to a compiler
+        update = _update(self._system, self._tx, None)  # of its own: its traces go with it
+        compiled = (
+            jax.jit(
+                update,
+                donate_argnums=0,
+                out_shardings=(self._shardings, None),
+                compiler_options=compiler.step_options(),
+            )
+            .lower(*args)
+            .compile()
+        )
+        memory.give_back()  # a GiB
+        return compiled
+
+
+def _update(
+    system: System, tx: optax.GradientTransformation, axis_name: str | None
+) -> Callable[..., tuple[State, dict[str, Any]]]:
+    """`train_step` as a function of arrays alone."""
+
+    def update(  # profiles know the program by this name
+        state: State, tables: Mapping[str, jax.Array], micro: Mapping[str, jax.Array]
+    ) -> tuple[State, dict[str, Any]]:
+        return train_step(system, tx, state, tables, micro, axis_name)
+
+    return update

@@ -145,7 +145,8 @@ def first_state(setup: Setup, shardings: State) -> State:
     seed = data.config["seed"]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _example(data, system))
     init_rng, run_rng = jax.random.split(jax.random.key(seed))
-    params = jax.jit(system.init)(init_rng, zeros)
+    init = functools.partial(system.init)  # a function of its own: its program goes with it
+    params = jax.jit(init)(init_rng, zeros)
     source = data.config["init_from"]
     if source:
         try:
