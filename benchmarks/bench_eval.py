@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures, prints and writes one record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny model: does it run at all?")
-    parser.add_argument("--batch", type=int, default=64, help="comments of a batch")
+    parser.add_argument("--batch", type=int, default=128, help="comments of a batch")
     parser.add_argument("--videos", type=int, default=40, help="videos, 13 comments each")
     parser.add_argument("--padded-batches", type=int, default=1, help="timed batches of `padded`")
     parser.add_argument("--repeats", type=int, default=5, help="timings of each way")

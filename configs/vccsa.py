@@ -99,7 +99,7 @@ def paper() -> ConfigDict:
                 "epochs": 120.0,  # code
                 "batch_size": 16,  # code, training script
                 "accumulate": 1,
-                "eval_batch_size": 64,
+                "eval_batch_size": 128,
                 "eval_every": 0,  # code: every epoch
                 "save_every": 0,
                 "log_every": 50,

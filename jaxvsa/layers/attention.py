@@ -121,7 +121,7 @@ class MultiHeadAttention(nn.Module):
         q_bqhe = q_bqhe / jnp.sqrt(jnp.asarray(head[1], q_bqhe.dtype))
         if self.fold:
             q_bqhd = jnp.einsum("bqhe,dhe->bqhd", q_bqhe, key_dhe)
-            logits_bqhz = jnp.einsum("bqhd,bzd->bqhz", q_bqhd, memory_bzd)
+            logits_bqhz = _against_memory(q_bqhd, memory_bzd)
         else:
             k_bzhe = around(jnp.einsum("bzd,dhe->bzhe", memory_bzd, key_dhe))
             logits_bqhz = jnp.swapaxes(jnp.einsum("bqhe,bzhe->bhqz", q_bqhe, k_bzhe), 1, 2)
@@ -181,4 +181,14 @@ class AttentionLogits(nn.Module):
         q_bkhe = jnp.einsum("bkw,whe->bkhe", query_bkw, query_whe) + query_he[None, None]
         q_bkhe = q_bkhe / jnp.sqrt(jnp.asarray(head[1], q_bkhe.dtype))
         q_bkhd = jnp.einsum("bkhe,dhe->bkhd", q_bkhe, key_dhe)
-        return jnp.einsum("bkhd,btd->bkht", q_bkhd, memory_btd)
+        return _against_memory(q_bkhd, memory_btd)
+
+
+def _against_memory(q_bqhd: jax.Array, memory_bzd: jax.Array) -> jax.Array:
+    """Products of few queries with a long memory, (b,q,h,z).
+
+    The memory stands on the left: on the right XLA would transpose all of it on CPU, which takes
+    longer than the product.
+    """
+    logits_bzqh = jnp.einsum("bzd,bqhd->bzqh", memory_bzd, q_bqhd)
+    return jnp.moveaxis(logits_bzqh, 1, 3)

@@ -164,8 +164,9 @@ class FinalCell(nn.Module):
         hidden_vg = hidden_vg.astype(wide)
         input_g = self.param("input_bias", init, (gates,), store).astype(wide)
         hidden_g = self.param("hidden_bias", init, (gates,), store).astype(wide)
-        drive_btg = jnp.einsum("bth,hg->btg", x_bth.astype(wide), input_hg)
-        drive_btg += (input_g + hidden_g)[None, None]
+        # Steps first before the product, which is far wider than what goes in.
+        x_tbh = jnp.swapaxes(x_bth.astype(wide), 0, 1)
+        drive_tbg = jnp.einsum("tbh,hg->tbg", x_tbh, input_hg) + (input_g + hidden_g)[None, None]
 
         def step(
             state: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array]
@@ -179,6 +180,6 @@ class FinalCell(nn.Module):
             return (jnp.where(keep_b1, new_bv, cell_bv), jnp.where(keep_b1, shown_bv, out_bv)), None
 
         zero_bv = jnp.zeros((dims["b"], self.num_units), wide)
-        steps = (jnp.swapaxes(drive_btg, 0, 1), jnp.swapaxes(keep_bt, 0, 1))
+        steps = (drive_tbg, jnp.swapaxes(keep_bt, 0, 1))
         (cell_bv, _), _ = jax.lax.scan(step, (zero_bv, zero_bv), steps)
         return cell_bv
