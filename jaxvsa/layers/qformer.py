@@ -1,0 +1,393 @@
+"""Q-Former over the frames of a video: one self-attention, used over space and over time.
+
+Source: MTransLLAMA, section III and Fig. 2; the image Q-Former is that of BLIP-2 (Li et al., 2023)
+and, with text, of InstructBLIP (Dai et al., 2023). In a layer: attention over [queries; words] of a
+frame (Eq. 7), the same block over the frames of each query (Eq. 9), attention to the frame's
+patches (Eq. 8, every second layer), and one network for queries, another for words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.precision import Precision, island
+from jaxvsa.core.shapes import bind_dims
+from jaxvsa.layers.attention import masked_softmax
+from jaxvsa.layers.lora import LoraDense, LoraOptions
+from jaxvsa.layers.routing import (
+    Router,
+    RoutingOptions,
+    band_masks,
+    joint_masks,
+    routed_softmax,
+)
+
+_INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class QFormerOptions:
+    """Sizes and choices of a Q-Former.
+
+    Attributes:
+        num_layers: layers.
+        width: d.
+        num_heads: heads; divides the width.
+        mlp_width: inner width of the networks.
+        num_queries: q.
+        vocab_size: rows of the word table; 0 without text (BLIP-2).
+        max_positions: most words.
+        cross_every: layers 0, k, 2k, ... attend to the patches.
+        norm_eps: epsilon of the LayerNorms.
+        max_frames: rows of the frame positions.
+        temporal: attention over frames; False is the image model, frame by frame.
+        temporal_gate: "none", as in the paper: one frame alone is changed, too; "zero": a learned
+            gate that starts closed, so that a new model is the image model.
+        order: attention over space, time and patches ("s-t-c"), or patches before time.
+        temporal_tokens: which tokens attend over frames.
+        aggregate: what becomes of the frames: "mean", "max" or "last" of them gives q tokens,
+            "concat" t q.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    num_queries: int
+    vocab_size: int
+    max_positions: int
+    cross_every: int
+    norm_eps: float
+    max_frames: int
+    temporal: bool
+    temporal_gate: Literal["none", "zero"]
+    order: Literal["s-t-c", "s-c-t"]
+    temporal_tokens: Literal["query", "all"]
+    aggregate: Literal["mean", "concat", "max", "last"]
+
+
+class AttentionBlock(nn.Module):
+    """Attention with its output projection, residual and LayerNorm, as BERT has it.
+
+    Parameters: query, key, value (query and value with low-rank changes for each use), out, norm.
+
+    Attributes:
+        num_heads: heads h; divides the width d.
+        uses: names of the uses.
+        lora: see `LoraOptions`.
+        combine: see `RoutingOptions`.
+        norm_eps: epsilon of the LayerNorm.
+        precision: parameter and compute types.
+    """
+
+    num_heads: int
+    uses: tuple[str, ...]
+    lora: LoraOptions
+    combine: str
+    norm_eps: float
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bqd: jax.Array,
+        memory_bzf: jax.Array,
+        keep_bz: jax.Array,
+        use: str,
+        weight_bm: jax.Array | None = None,
+        sees_mqz: jax.Array | None = None,
+    ) -> jax.Array:
+        """(b,q,d) -> (b,q,d).
+
+        Args:
+            x_bqd: what asks.
+            memory_bzf: what is seen.
+            keep_bz: bool, real keys.
+            use: which low-rank changes apply.
+            weight_bm: of the masks; None for plain attention.
+            sees_mqz: the masks.
+        """
+        width = x_bqd.shape[-1]
+        if width % self.num_heads:
+            raise UserError(f"{self.num_heads} heads do not divide width {width}")
+        head = (self.num_heads, width // self.num_heads)
+        types = _types(self.precision)
+        lora = functools.partial(
+            LoraDense, width, self.uses, self.lora, self.precision
+        )  # query and value, MTransLLAMA, section III-C
+        q_bqhe = lora(name="query")(x_bqd, use).reshape(*x_bqd.shape[:2], *head)
+        k_bzhe = _dense(width, "key", self.precision)(memory_bzf)
+        k_bzhe = k_bzhe.reshape(*memory_bzf.shape[:2], *head)
+        v_bzhe = lora(name="value")(memory_bzf, use).reshape(k_bzhe.shape)
+        logits_bhqz = jnp.einsum(
+            "bqhe,bzhe->bhqz", q_bqhe, k_bzhe, preferred_element_type=island(x_bqd)
+        )
+        logits_bhqz *= head[1] ** -0.5
+        if weight_bm is None or sees_mqz is None:
+            attn_bhqz = masked_softmax(logits_bhqz, keep_bz[:, None, None])
+        else:
+            attn_bhqz = routed_softmax(logits_bhqz, keep_bz, weight_bm, sees_mqz, self.combine)
+        out_bqhe = jnp.einsum("bhqz,bzhe->bqhe", attn_bhqz.astype(v_bzhe.dtype), v_bzhe)
+        out_bqd = _dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
+        return _norm(name="norm", epsilon=self.norm_eps, **types)(x_bqd + out_bqd)
+
+
+class FeedForward(nn.Module):
+    """GELU network with residual and LayerNorm, as BERT has it."""
+
+    mlp_width: int
+    norm_eps: float
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_bqd: jax.Array) -> jax.Array:
+        """(b,q,d) -> (b,q,d)."""
+        types = _types(self.precision)
+        inner_bqi = _dense(self.mlp_width, "in", self.precision)(x_bqd)
+        inner_bqi = jax.nn.gelu(inner_bqi, approximate=False)
+        out_bqd = _dense(x_bqd.shape[-1], "out", self.precision)(inner_bqi)
+        return _norm(name="norm", epsilon=self.norm_eps, **types)(x_bqd + out_bqd)
+
+
+class QFormerLayer(nn.Module):
+    """One layer; see the module's docstring.
+
+    Attributes:
+        num_masks: masks it chooses from.
+        crosses: it attends to the patches.
+        options: see `QFormerOptions`.
+        lora: see `LoraOptions`.
+        routing: see `RoutingOptions`.
+        precision: parameter and compute types.
+    """
+
+    num_masks: int
+    crosses: bool
+    options: QFormerOptions
+    lora: LoraOptions
+    routing: RoutingOptions
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nzd: jax.Array,
+        keep_nz: jax.Array,
+        frames_npf: jax.Array,
+        num_frames: int,
+        example_b: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Queries and words of every frame n of every example, (n,z,d) -> (n,z,d)."""
+        options = self.options
+        shared = (self.lora, self.routing.combine, options.norm_eps, self.precision)
+        own = AttentionBlock(options.num_heads, ("space", "time"), *shared, name="attention")
+        num_queries, words = options.num_queries, x_nzd.shape[1] - options.num_queries
+        weight_nm, sees_mzz = self.route_space(x_nzd, keep_nz, num_frames, example_b, deterministic)
+        x_nzd = own(x_nzd, x_nzd, keep_nz, "space", weight_nm, sees_mzz)
+
+        passing = num_queries if options.temporal_tokens == "query" else x_nzd.shape[1]
+
+        def over_time(x_nzd: jax.Array) -> jax.Array:
+            if not options.temporal:
+                return x_nzd
+            moved_nqd = self.attend_time(
+                own, x_nzd[:, :passing], num_frames, example_b, deterministic
+            )
+            return jnp.concatenate([moved_nqd, x_nzd[:, passing:]], axis=1)
+
+        def to_patches(x_nzd: jax.Array) -> jax.Array:
+            if not self.crosses:
+                return x_nzd
+            cross = AttentionBlock(options.num_heads, ("cross",), *shared, name="cross")
+            every_np = jnp.ones(frames_npf.shape[:2], bool)
+            query_nqd = cross(x_nzd[:, :num_queries], frames_npf, every_np, "cross")
+            return jnp.concatenate([query_nqd, x_nzd[:, num_queries:]], axis=1)
+
+        steps = (over_time, to_patches) if options.order == "s-t-c" else (to_patches, over_time)
+        for step in steps:
+            x_nzd = step(x_nzd)
+        network = functools.partial(
+            FeedForward, options.mlp_width, options.norm_eps, self.precision
+        )
+        query_nqd = network(name="mlp_query")(x_nzd[:, :num_queries])
+        if not words:
+            return query_nqd
+        word_nld = network(name="mlp_word")(x_nzd[:, num_queries:])
+        return jnp.concatenate([query_nqd, word_nld], axis=1)
+
+    def route_space(
+        self,
+        x_nzd: jax.Array,
+        keep_nz: jax.Array,
+        num_frames: int,
+        example_b: jax.Array,
+        deterministic: bool,
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """Weights (n,m) of the masks of a frame, and the masks (m,z,z); None without a choice."""
+        if self.num_masks == 1:
+            return None, None
+        routing, num_queries = self.routing, self.options.num_queries
+        orders, words = routing.orders[: self.num_masks], x_nzd.shape[1] - num_queries
+        pooled_nd = jnp.mean(x_nzd[:, :num_queries], axis=1)
+        if routing.pool == "all":
+            real_nz1 = keep_nz[..., None].astype(x_nzd.dtype)
+            pooled_nd = jnp.sum(x_nzd * real_nz1, axis=1) / jnp.sum(real_nz1, axis=1)
+        place_n = jnp.tile(jnp.arange(num_frames), len(example_b))
+        weight_nm = Router(self.num_masks, routing, name="router_space")(
+            pooled_nd, jnp.repeat(example_b, num_frames), place_n, deterministic
+        )
+        return weight_nm, joint_masks(num_queries, words, orders, routing.cross_modal)
+
+    def attend_time(
+        self,
+        block: AttentionBlock,
+        x_nqd: jax.Array,
+        num_frames: int,
+        example_b: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """The block over the frames of each token, gated if the fields say so: (n,q,d)."""
+        rows, tokens, width = x_nqd.shape
+        split = (rows // num_frames, num_frames, tokens, width)
+        x_ytd = jnp.swapaxes(x_nqd.reshape(split), 1, 2).reshape(-1, num_frames, width)
+        weight_ym, sees_mtt = None, None
+        if self.num_masks > 1 and self.routing.temporal:
+            sees_mtt = band_masks(num_frames, self.routing.orders[: self.num_masks])
+            place_y = jnp.tile(jnp.arange(tokens), len(example_b))
+            weight_ym = Router(self.num_masks, self.routing, name="router_time")(
+                jnp.mean(x_ytd, axis=1), jnp.repeat(example_b, tokens), place_y, deterministic
+            )
+        keep_yt = jnp.ones(x_ytd.shape[:2], bool)
+        out_ytd = block(x_ytd, x_ytd, keep_yt, "time", weight_ym, sees_mtt)
+        if self.options.temporal_gate == "zero":
+            gate = self.param("time_gate", nn.initializers.zeros, (), jnp.float32)
+            out_ytd = x_ytd + jnp.tanh(gate).astype(x_ytd.dtype) * (out_ytd - x_ytd)
+        split = (rows // num_frames, tokens, num_frames, width)
+        return jnp.swapaxes(out_ytd.reshape(split), 1, 2).reshape(x_nqd.shape)
+
+
+class QFormer(nn.Module):
+    """Learned queries that read the frames of a video, and words if there are any.
+
+    Parameters: queries (q,d), query_position (q,d) and frame_position (t,d), both zero at first
+    (Eq. 6: without the latter the function is blind to the order of frames), word (v,d) and
+    position (l,d) with text, norm_embed, layer_i/...
+
+    Attributes:
+        options: see `QFormerOptions`.
+        lora: see `LoraOptions`.
+        routing: see `RoutingOptions`.
+        precision: parameter and compute types.
+    """
+
+    options: QFormerOptions
+    lora: LoraOptions
+    routing: RoutingOptions
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self,
+        frames_btpf: jax.Array,
+        ids_bl: jax.Array | None,
+        keep_bl: jax.Array | None,
+        example_b: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Tokens of a video, (b,q,d), or (b,tq,d) with aggregate "concat".
+
+        Args:
+            frames_btpf: patches p of frames t.
+            ids_bl: words; None without text.
+            keep_bl: bool, real words; None without text.
+            example_b: number of the example; keys what is drawn.
+            deterministic: nothing is drawn.
+
+        Raises:
+            UserError: more frames than `max_frames` or words than `max_positions`.
+            ValueError: sizes differ between arguments, or text without a word table.
+        """
+        dims = bind_dims(frames_btpf=frames_btpf, example_b=example_b)
+        num_frames, store = dims["t"], self.precision.param_dtype
+        if num_frames > self.options.max_frames:
+            raise UserError(
+                f"{num_frames} frames, but frame_position has {self.options.max_frames} rows"
+            )
+        compute, zeros = self.precision.compute_dtype, nn.initializers.zeros
+        query_qd = self.param(
+            "queries", _INIT, (self.options.num_queries, self.options.width), store
+        )
+        place_qd = self.param("query_position", zeros, query_qd.shape, jnp.float32)
+        at_td = self.param(
+            "frame_position", zeros, (self.options.max_frames, self.options.width), jnp.float32
+        )
+        query_tqd = (query_qd + place_qd)[None] + at_td[:num_frames, None]
+        merged = dims["b"] * num_frames
+        query_nqd = jnp.tile(query_tqd.astype(compute), (dims["b"], 1, 1))
+        parts, keeps = [query_nqd], [jnp.ones((merged, self.options.num_queries), bool)]
+        if ids_bl is not None and keep_bl is not None:
+            word_bld = self.embed(ids_bl, keep_bl)
+            parts.append(jnp.repeat(word_bld, num_frames, axis=0))
+            keeps.append(jnp.repeat(keep_bl, num_frames, axis=0))
+        x_nzd = _norm(name="norm_embed", epsilon=self.options.norm_eps, **_types(self.precision))(
+            jnp.concatenate(parts, axis=1)
+        )
+        keep_nz = jnp.concatenate(keeps, axis=1)
+        frames_npf = frames_btpf.astype(compute).reshape(merged, *frames_btpf.shape[2:])
+        for i in range(self.options.num_layers):
+            count = self.routing.num_masks(i, self.options.num_layers)
+            layer = QFormerLayer(
+                count, i % self.options.cross_every == 0, self.options, self.lora, self.routing,
+                self.precision, name=f"layer_{i}",
+            )  # fmt: skip
+            x_nzd = layer(x_nzd, keep_nz, frames_npf, num_frames, example_b, deterministic)
+        split = (dims["b"], num_frames, self.options.num_queries, self.options.width)
+        return self.gather(x_nzd[:, : self.options.num_queries].reshape(split))
+
+    def embed(self, ids_bl: jax.Array, keep_bl: jax.Array) -> jax.Array:
+        """Word and position rows, not normalised yet, (b,l,d)."""
+        bind_dims(ids_bl=ids_bl, keep_bl=keep_bl)
+        if not self.options.vocab_size:
+            raise ValueError("text was given to a Q-Former without a word table")
+        if ids_bl.shape[1] > self.options.max_positions:
+            raise UserError(
+                f"{ids_bl.shape[1]} words, but there are {self.options.max_positions} positions"
+            )
+        store, compute = self.precision.param_dtype, self.precision.compute_dtype
+        word_vd = self.param("word", _INIT, (self.options.vocab_size, self.options.width), store)
+        place_ld = self.param(
+            "position", _INIT, (self.options.max_positions, self.options.width), store
+        )
+        word_bld = word_vd.astype(compute)[ids_bl]
+        return word_bld + place_ld.astype(compute)[None, : ids_bl.shape[1]]
+
+    def gather(self, x_btqd: jax.Array) -> jax.Array:
+        """What becomes of the frames."""
+        if self.options.aggregate == "concat":
+            return x_btqd.reshape(len(x_btqd), -1, self.options.width)
+        if self.options.aggregate == "last":
+            return x_btqd[:, -1]
+        return (
+            jnp.max(x_btqd, axis=1) if self.options.aggregate == "max" else jnp.mean(x_btqd, axis=1)
+        )
+
+
+def _types(precision: Precision) -> dict[str, Any]:
+    return {"dtype": precision.compute_dtype, "param_dtype": precision.param_dtype}
+
+
+def _dense(features: int, name: str, precision: Precision) -> nn.Dense:
+    return nn.Dense(features, kernel_init=_INIT, name=name, **_types(precision))
+
+
+def _norm(**fields: Any) -> nn.LayerNorm:
+    # E[x^2] - E[x]^2 loses digits that parity with PyTorch needs.
+    return nn.LayerNorm(use_fast_variance=False, **fields)
