@@ -6,6 +6,7 @@ What stands in the environment also holds for the processes that tests start.
 import gc
 import getpass
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ from absl import flags  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts tests in the background has them ignore Ctrl-C, which some of them are about.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain 0.2.18 reads absl flags in its prefetching and refuses unparsed ones (google/grain #1355).
 if not flags.FLAGS.is_parsed():
