@@ -110,7 +110,7 @@ def hf_model(qformer: QFormer, params: Any) -> Any:
 
 def hf_frames(model: Any, params: Any, args: tuple[Any, ...]) -> np.ndarray:
     """The image model, frame by frame: (b,tq,d)."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     frames, ids_bl, keep_bl, _ = args
     rows, num_frames = frames.shape[:2]
@@ -168,7 +168,7 @@ def test_c_one_frame_is_not_the_image_model_without_a_gate() -> None:
 
 def merged_layer(layer: Any, ours: Any, block: str, use: str) -> Any:
     """A copy of an attention of the oracle with the low-rank change of one use merged in."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     theirs = copy.deepcopy(layer.attention if block == "attention" else layer.crossattention)
     for name in ("query", "value"):
@@ -179,7 +179,7 @@ def merged_layer(layer: Any, ours: Any, block: str, use: str) -> Any:
 
 def oracle(qformer: QFormer, params: Any, args: tuple[Any, ...]) -> Any:
     """Anchor D: the video Q-Former put together from the layers of transformers, in torch."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     model = hf_model(qformer, params)
     frames, ids_bl, keep_bl, _ = args
