@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", help="file to write instead of benchmarks/results/")
     args = parser.parse_args(argv)
     memory.keep_freed()  # as every door does
+    memory.one_step_at_a_time()
     config, corpus = configure(args.tiny, args.dtype, num_comments=64)
     curves = TINY if args.tiny else CURVES
     if not args.tiny:

@@ -149,8 +149,11 @@ def configure(
 def serve(args: argparse.Namespace) -> None:
     """One side in this process, for `harness.Side`: facts, then a run for every line that comes."""
     config, corpus = configure(args.tiny, args.dtype)
-    if args.serve == "ours" or args.peer_keeps_freed:
+    if args.serve == "ours":
         memory.keep_freed()  # as every door does
+        memory.one_step_at_a_time()
+    elif args.peer_keeps_freed:
+        memory.keep_freed()
     found = plan_batches(config, corpus, args.batch, args.rounds)
     indices = [batch["index_b"][0] for batch in found]
     if args.serve == "ours":
@@ -260,6 +263,7 @@ def peaks(args: argparse.Namespace) -> dict[str, Any]:
     imported = harness.peak_resident_gib()
     if args.peaks == "ours":
         memory.keep_freed()  # as every door does; the other side needs less without
+        memory.one_step_at_a_time()
         ours = Ours(config, corpus, plan_batches(config, corpus, args.batch, 3))
         ours.run()
         compiled_at = harness.peak_resident_gib()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvsa.core import distributed
+from jaxvsa.core import distributed, memory
 from jaxvsa.core.cli import door_parser, run_door
 from jaxvsa.data.corpus import SPLITS
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
 
     from jaxvsa.workflows.evaluate import evaluate
 
+    memory.one_step_at_a_time()
     evaluate(**args, console=Console(highlight=False, quiet=not distributed.is_first()))
 
 

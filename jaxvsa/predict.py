@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxvsa.core import distributed
+from jaxvsa.core import distributed, memory
 from jaxvsa.core.cli import door_parser, run_door
 
 NAME = "python -m jaxvsa.predict"
@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, so that --help does not wait for JAX.
     from jaxvsa.workflows.predict import predict_file
 
+    memory.one_step_at_a_time()
     count = predict_file(**vars(args))
     print(f"predicted {count:,} comments: {args.out}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxvsa.core import distributed
+from jaxvsa.core import distributed, memory
 from jaxvsa.core.cli import door_parser, run_door, split_config_flags
 from jaxvsa.core.config import load_config
 from jaxvsa.core.errors import UserError
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxvsa.workflows.dry_run import dry_run
     from jaxvsa.workflows.fit import fit
 
+    memory.one_step_at_a_time()
     console = Console(highlight=False, quiet=not distributed.is_first())
     (dry_run if args.dry_run else fit)(config, run, console)
 

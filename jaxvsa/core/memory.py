@@ -33,5 +33,17 @@ def give_back() -> bool:
     return library is not None and library.malloc_trim(0) == 1
 
 
+def one_step_at_a_time() -> None:
+    """On CPU a call of a compiled function returns when it is done.
+
+    A step dispatched while the one before still runs gets temporary arrays of its own, so that
+    memory holds two sets of them now and then; it does not start any sooner. Call it before JAX
+    looks at its devices.
+    """
+    import jax  # doors that only print their help do not wait for it
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

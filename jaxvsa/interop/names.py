@@ -7,7 +7,7 @@ reading only its part, so that weights larger than the host's memory can be load
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,14 +102,3 @@ def write_leaves(leaves: Mapping[str, Leaf], params: Any) -> dict[str, np.ndarra
         for name, piece in zip(leaf.names, array if leaf.stacked else [array], strict=True):
             tensors[name] = piece.T if leaf.transposed else piece
     return tensors
-
-
-def with_prefix(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def count_layers(names: Iterable[str], before: str) -> int:
-    """One more than the largest number that follows `before`; 0 if none does."""
-    found = [name.removeprefix(before).split(".")[0] for name in names if name.startswith(before)]
-    return 1 + max((int(number) for number in found if number.isdigit()), default=-1)

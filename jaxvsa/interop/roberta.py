@@ -13,7 +13,8 @@ import numpy as np
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json
 from jaxvsa.core.precision import Precision
-from jaxvsa.core.trees import named, nest
+from jaxvsa.core.trees import named
+from jaxvsa.interop.names import Leaf, read_leaves, write_leaves
 from jaxvsa.interop.tensors import load_safetensors
 from jaxvsa.layers.packed import Packing, Sight
 from jaxvsa.layers.text_encoder import TextEncoder
@@ -92,43 +93,31 @@ def from_names(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, A
     without the prefix are not looked at; types stay as they are.
 
     Raises:
-        UserError: a tensor is missing or left over, or layers differ in shape.
+        UserError: a tensor is missing or left over.
     """
     own = {
-        _modern(name[len(prefix) :]): array
+        prefix + _modern(name[len(prefix) :]): array
         for name, array in state.items()
         if name.startswith(prefix) and not _ignored(name[len(prefix) :])
     }
-    found = [re.match(r"encoder\.layer\.(\d+)\.", name) for name in own]
+    found = [re.match(r"encoder\.layer\.(\d+)\.", name.removeprefix(prefix)) for name in own]
     num_layers = 1 + max((int(match[1]) for match in found if match), default=0)
-
-    def take(name: str, path: str) -> np.ndarray:
-        if name not in own:
-            raise UserError(f"tensor '{prefix}{name}' is missing")
-        array = own.pop(name)
-        return array.T if path.endswith("/kernel") else array
-
-    leaves = {path: take(name, path) for path, name in _OUTER.items()}
-    for path, name in _LAYER.items():
-        stack = [take(f"encoder.layer.{i}.{name}", path) for i in range(num_layers)]
-        if len({array.shape for array in stack}) > 1:
-            raise UserError(f"tensors '{prefix}encoder.layer.*.{name}' differ in shape")
-        leaves |= {f"layer_{i}/{path}": array for i, array in enumerate(stack)}
-    if own:
-        raise UserError(f"tensor '{prefix}{min(own)}' has no place in the text encoder")
-    return nest(leaves)
+    return read_leaves(_leaves(num_layers, prefix), own)
 
 
 def to_names(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """The inverse of `from_names`: arrays by published name, layers apart, kernels transposed."""
-    leaves = {path: np.asarray(leaf) for path, leaf in named(params).items()}
-    state = {prefix + name: leaves[path] for path, name in _OUTER.items()}
-    for i in range(sum(key.startswith("layer_") for key in params)):
+    return write_leaves(_leaves(sum(key.startswith("layer_") for key in params), prefix), params)
+
+
+def _leaves(num_layers: int, prefix: str) -> dict[str, Leaf]:
+    """Where the parameters of `TextEncoder` come from."""
+    table = {path: Leaf((prefix + name,)) for path, name in _OUTER.items()}
+    for i in range(num_layers):
         for path, name in _LAYER.items():
-            array = leaves[f"layer_{i}/{path}"]
-            theirs = array.T if path.endswith("/kernel") else array
-            state[f"{prefix}encoder.layer.{i}.{name}"] = theirs
-    return state
+            source = (f"{prefix}encoder.layer.{i}.{name}",)
+            table[f"layer_{i}/{path}"] = Leaf(source, transposed=path.endswith("/kernel"))
+    return table
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

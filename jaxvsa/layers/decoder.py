@@ -18,8 +18,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import masked_softmax
-
-_INIT = nn.initializers.normal(0.02)
+from jaxvsa.layers.transformer import INIT, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,22 +138,19 @@ class DecoderLayer(nn.Module):
         """
         width = x_bld.shape[-1]
         head, group = width // self.num_heads, self.num_heads // self.num_kv_heads
-        store, compute = self.precision.param_dtype, self.precision.compute_dtype
+        compute = self.precision.compute_dtype
 
-        def dense(name: str, features: int, x: jax.Array) -> jax.Array:
-            return nn.Dense(
-                features, use_bias=False, kernel_init=_INIT, dtype=compute, param_dtype=store,
-                name=name,
-            )(x)  # fmt: skip
+        def linear(name: str, features: int, x: jax.Array) -> jax.Array:
+            return dense(features, name, self.precision, bias=False)(x)
 
         def norm(name: str, x_bld: jax.Array) -> jax.Array:
             return RMSNorm(self.norm_eps, self.precision, name=name)(x_bld)
 
         rows = x_bld.shape[:2]
         normed_bld = norm("norm_attention", x_bld)
-        q_blhe = dense("query", width, normed_bld).reshape(*rows, self.num_heads, head)
-        k_blhe = dense("key", self.num_kv_heads * head, normed_bld).reshape(*rows, -1, head)
-        v_blhe = dense("value", self.num_kv_heads * head, normed_bld).reshape(*rows, -1, head)
+        q_blhe = linear("query", width, normed_bld).reshape(*rows, self.num_heads, head)
+        k_blhe = linear("key", self.num_kv_heads * head, normed_bld).reshape(*rows, -1, head)
+        v_blhe = linear("value", self.num_kv_heads * head, normed_bld).reshape(*rows, -1, head)
         q_blhe, k_bzhe, v_bzhe = rotate(q_blhe, angle_blr), rotate(k_blhe, angle_blr), v_blhe
         if cached is not None:
             at = (0, filled, 0, 0)
@@ -168,11 +164,11 @@ class DecoderLayer(nn.Module):
         logits_bhglz *= head**-0.5
         attn_bhglz = masked_softmax(logits_bhglz, keep_blz[:, None, None]).astype(compute)
         out_blhge = jnp.einsum("bhglz,bzhe->blhge", attn_bhglz, v_bzhe)
-        x_bld += dense("out", width, out_blhge.reshape(*rows, width))
+        x_bld += linear("out", width, out_blhge.reshape(*rows, width))
         normed_bld = norm("norm_mlp", x_bld)
-        gate_bli = jax.nn.silu(dense("gate", self.mlp_width, normed_bld))
-        inner_bli = gate_bli * dense("up", self.mlp_width, normed_bld)
-        return x_bld + dense("down", width, inner_bli), cached
+        gate_bli = jax.nn.silu(linear("gate", self.mlp_width, normed_bld))
+        inner_bli = gate_bli * linear("up", self.mlp_width, normed_bld)
+        return x_bld + linear("down", width, inner_bli), cached
 
 
 class Decoder(nn.Module):
@@ -223,9 +219,9 @@ class Decoder(nn.Module):
                 f"{self.num_kv_heads}"
             )
         store = self.precision.param_dtype
-        self.word_vd = self.param("word", _INIT, (self.vocab_size, self.width), store)
+        self.word_vd = self.param("word", INIT, (self.vocab_size, self.width), store)
         if not self.tied:
-            self.head_dv = self.param("head", _INIT, (self.width, self.vocab_size), store)
+            self.head_dv = self.param("head", INIT, (self.width, self.vocab_size), store)
         layer: Any = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
         self.layers = nn.scan(
             layer,

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
-
-_INIT = nn.initializers.normal(0.02)
+from jaxvsa.layers.transformer import INIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class LoraDense(nn.Module):
         """(b,z,d) -> (b,z,u) as `use` has it."""
         width, rank = x_bzd.shape[-1], self.options.rank
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
-        kernel_du = self.param("kernel", _INIT, (width, self.features), store).astype(compute)
+        kernel_du = self.param("kernel", INIT, (width, self.features), store).astype(compute)
         bias_u = self.param("bias", nn.initializers.zeros, (self.features,), store)
         y_bzu = x_bzd @ kernel_du + bias_u.astype(compute)[None, None]
         changes = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -28,8 +28,7 @@ from jaxvsa.layers.routing import (
     joint_masks,
     routed_softmax,
 )
-
-_INIT = nn.initializers.normal(0.02)
+from jaxvsa.layers.transformer import INIT, dense, gelu, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +117,11 @@ class AttentionBlock(nn.Module):
         if width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide width {width}")
         head = (self.num_heads, width // self.num_heads)
-        types = _types(self.precision)
         lora = functools.partial(
             LoraDense, width, self.uses, self.lora, self.precision
         )  # query and value, MTransLLAMA, section III-C
         q_bqhe = lora(name="query")(x_bqd, use).reshape(*x_bqd.shape[:2], *head)
-        k_bzhe = _dense(width, "key", self.precision)(memory_bzf)
+        k_bzhe = dense(width, "key", self.precision)(memory_bzf)
         k_bzhe = k_bzhe.reshape(*memory_bzf.shape[:2], *head)
         v_bzhe = lora(name="value")(memory_bzf, use).reshape(k_bzhe.shape)
         logits_bhqz = jnp.einsum(
@@ -135,8 +133,8 @@ class AttentionBlock(nn.Module):
         else:
             attn_bhqz = routed_softmax(logits_bhqz, keep_bz, weight_bm, sees_mqz, self.combine)
         out_bqhe = jnp.einsum("bhqz,bzhe->bqhe", attn_bhqz.astype(v_bzhe.dtype), v_bzhe)
-        out_bqd = _dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
-        return _norm(name="norm", epsilon=self.norm_eps, **types)(x_bqd + out_bqd)
+        out_bqd = dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
+        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
 
 
 class FeedForward(nn.Module):
@@ -149,11 +147,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_bqd: jax.Array) -> jax.Array:
         """(b,q,d) -> (b,q,d)."""
-        types = _types(self.precision)
-        inner_bqi = _dense(self.mlp_width, "in", self.precision)(x_bqd)
-        inner_bqi = jax.nn.gelu(inner_bqi, approximate=False)
-        out_bqd = _dense(x_bqd.shape[-1], "out", self.precision)(inner_bqi)
-        return _norm(name="norm", epsilon=self.norm_eps, **types)(x_bqd + out_bqd)
+        inner_bqi = dense(self.mlp_width, "in", self.precision)(x_bqd)
+        inner_bqi = gelu(inner_bqi)
+        out_bqd = dense(x_bqd.shape[-1], "out", self.precision)(inner_bqi)
+        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
 
 
 class QFormerLayer(nn.Module):
@@ -323,7 +320,7 @@ class QFormer(nn.Module):
             )
         compute, zeros = self.precision.compute_dtype, nn.initializers.zeros
         query_qd = self.param(
-            "queries", _INIT, (self.options.num_queries, self.options.width), store
+            "queries", INIT, (self.options.num_queries, self.options.width), store
         )
         place_qd = self.param("query_position", zeros, query_qd.shape, jnp.float32)
         at_td = self.param(
@@ -337,7 +334,7 @@ class QFormer(nn.Module):
             word_bld = self.embed(ids_bl, keep_bl)
             parts.append(jnp.repeat(word_bld, num_frames, axis=0))
             keeps.append(jnp.repeat(keep_bl, num_frames, axis=0))
-        x_nzd = _norm(name="norm_embed", epsilon=self.options.norm_eps, **_types(self.precision))(
+        x_nzd = layer_norm("norm_embed", self.options.norm_eps, self.precision)(
             jnp.concatenate(parts, axis=1)
         )
         keep_nz = jnp.concatenate(keeps, axis=1)
@@ -362,9 +359,9 @@ class QFormer(nn.Module):
                 f"{ids_bl.shape[1]} words, but there are {self.options.max_positions} positions"
             )
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
-        word_vd = self.param("word", _INIT, (self.options.vocab_size, self.options.width), store)
+        word_vd = self.param("word", INIT, (self.options.vocab_size, self.options.width), store)
         place_ld = self.param(
-            "position", _INIT, (self.options.max_positions, self.options.width), store
+            "position", INIT, (self.options.max_positions, self.options.width), store
         )
         word_bld = word_vd.astype(compute)[ids_bl]
         return word_bld + place_ld.astype(compute)[None, : ids_bl.shape[1]]
@@ -378,16 +375,3 @@ class QFormer(nn.Module):
         return (
             jnp.max(x_btqd, axis=1) if self.options.aggregate == "max" else jnp.mean(x_btqd, axis=1)
         )
-
-
-def _types(precision: Precision) -> dict[str, Any]:
-    return {"dtype": precision.compute_dtype, "param_dtype": precision.param_dtype}
-
-
-def _dense(features: int, name: str, precision: Precision) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_INIT, name=name, **_types(precision))
-
-
-def _norm(**fields: Any) -> nn.LayerNorm:
-    # E[x^2] - E[x]^2 loses digits that parity with PyTorch needs.
-    return nn.LayerNorm(use_fast_variance=False, **fields)

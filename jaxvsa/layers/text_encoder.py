@@ -19,8 +19,7 @@ from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import masked_softmax, pair_number
 from jaxvsa.layers.dropout import Dropout, value_number
 from jaxvsa.layers.packed import Packing, Sight
-
-_INIT = nn.initializers.normal(0.02)
+from jaxvsa.layers.transformer import INIT, dense, gelu, layer_norm
 
 
 class EncoderLayer(nn.Module):
@@ -51,12 +50,11 @@ class EncoderLayer(nn.Module):
     ) -> jax.Array:
         """(n,u) -> (n,u)."""
         width = x_nu.shape[-1]
-        types = _types(self.precision)
-        dense = functools.partial(nn.Dense, kernel_init=_INIT, **types)
-        norm = functools.partial(_norm, epsilon=self.norm_eps, **types)
+        linear = functools.partial(dense, precision=self.precision)
+        norm = functools.partial(layer_norm, epsilon=self.norm_eps, precision=self.precision)
 
         def heads(name: str) -> jax.Array:
-            flat_kqu = packing.blocks(dense(features=width, name=name)(x_nu))
+            flat_kqu = packing.blocks(linear(width, name)(x_nu))
             return flat_kqu.reshape(*flat_kqu.shape[:2], self.num_heads, width // self.num_heads)
 
         def drop(name: str, out_nu: jax.Array) -> jax.Array:
@@ -68,12 +66,11 @@ class EncoderLayer(nn.Module):
         q_kqhe, k_kqhe, v_kqhe = heads("query"), heads("key"), heads("value")
         out_nu = self.attend(q_kqhe, packing.around(k_kqhe), packing.around(v_kqhe), sight,
                              deterministic).reshape(x_nu.shape)  # fmt: skip
-        out_nu = drop("drop_out", dense(features=width, name="out")(out_nu))
-        x_nu = norm(name="norm_attention")(x_nu + out_nu)
-        inner_ni = dense(features=self.mlp_width, name="mlp_in")(x_nu)
-        inner_ni = 0.5 * inner_ni * (1 + jax.lax.erf(inner_ni * 0.5**0.5))
-        out_nu = drop("drop_mlp", dense(features=width, name="mlp_out")(inner_ni))
-        return norm(name="norm_mlp")(x_nu + out_nu)
+        out_nu = drop("drop_out", linear(width, "out")(out_nu))
+        x_nu = norm("norm_attention")(x_nu + out_nu)
+        inner_ni = gelu(linear(self.mlp_width, "mlp_in")(x_nu))
+        out_nu = drop("drop_mlp", linear(width, "mlp_out")(inner_ni))
+        return norm("norm_mlp")(x_nu + out_nu)
 
     def attend(
         self,
@@ -194,14 +191,13 @@ class TextEncoder(nn.Module):
     def _embed(self, ids_n: jax.Array, place_n: jax.Array) -> jax.Array:
         """Sum of word, position and type rows, normalised."""
         held = self.pad_id if self.kind == "roberta" else None
-        types = _types(self.precision)
-        row = functools.partial(_Rows, width=self.width, param_dtype=types["param_dtype"])
+        row = functools.partial(_Rows, width=self.width, param_dtype=self.precision.param_dtype)
         first, pad_at = (self.pad_id + 1, self.pad_id) if self.kind == "roberta" else (0, 0)
         at_n = jnp.where(ids_n == self.pad_id, pad_at, place_n + first)
         x_nu = row(num_rows=self.vocab_size, held=self.pad_id, name="word")(ids_n)
         x_nu += row(num_rows=self.max_positions, held=held, name="position")(at_n)
         x_nu += row(num_rows=self.num_types, held=None, name="type")(jnp.zeros_like(ids_n))
-        return _norm(name="norm_embed", epsilon=self.norm_eps, **types)(x_nu)
+        return layer_norm("norm_embed", self.norm_eps, self.precision)(x_nu)
 
 
 class _Rows(nn.Module):
@@ -215,7 +211,7 @@ class _Rows(nn.Module):
     @nn.compact
     def __call__(self, index_n: jax.Array) -> jax.Array:
         def init(rng: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-            table = _INIT(rng, shape, dtype)
+            table = INIT(rng, shape, dtype)
             return table if self.held is None else table.at[self.held].set(0)
 
         table = self.param("embedding", init, (self.num_rows, self.width), self.param_dtype)
@@ -223,12 +219,3 @@ class _Rows(nn.Module):
         if self.held is None:
             return x_nu
         return jnp.where((index_n == self.held)[:, None], jax.lax.stop_gradient(x_nu), x_nu)
-
-
-def _types(precision: Precision) -> dict[str, Any]:
-    return {"dtype": precision.compute_dtype, "param_dtype": precision.param_dtype}
-
-
-def _norm(**fields: Any) -> nn.LayerNorm:
-    # E[x^2] - E[x]^2 loses digits that parity with PyTorch needs.
-    return nn.LayerNorm(use_fast_variance=False, **fields)

@@ -7,7 +7,7 @@ InstructBLIP; MTransLLAMA, section III-A: the frozen visual encoder.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision, island
 from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.attention import masked_softmax
-
-_INIT = nn.initializers.normal(0.02)
+from jaxvsa.layers.transformer import INIT, dense, gelu, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +67,11 @@ class VisionBlock(nn.Module):
     def __call__(self, x_npf: jax.Array) -> jax.Array:
         """(n,p,f) -> (n,p,f)."""
         options, rows = self.options, x_npf.shape[:2]
-        types: dict[str, Any] = {
-            "dtype": self.precision.compute_dtype, "param_dtype": self.precision.param_dtype
-        }  # fmt: skip
         head = options.width // options.num_heads
+        linear = functools.partial(dense, precision=self.precision)
+        norm = functools.partial(layer_norm, epsilon=options.norm_eps, precision=self.precision)
 
-        def dense(name: str, features: int, x: jax.Array) -> jax.Array:
-            return nn.Dense(features, kernel_init=_INIT, name=name, **types)(x)
-
-        def norm(name: str, x_npf: jax.Array) -> jax.Array:
-            layer = nn.LayerNorm(
-                epsilon=options.norm_eps, use_fast_variance=False, name=name, **types
-            )
-            return layer(x_npf)
-
-        all_npc = dense("qkv", 3 * options.width, norm("norm_attention", x_npf))
+        all_npc = linear(3 * options.width, "qkv")(norm("norm_attention")(x_npf))
         q_nphe, k_nzhe, v_nzhe = (
             part.reshape(*rows, options.num_heads, head) for part in jnp.split(all_npc, 3, axis=-1)
         )
@@ -92,10 +81,9 @@ class VisionBlock(nn.Module):
         every = jnp.ones((1, 1, 1, 1), bool)
         attn_nhpz = masked_softmax(logits_nhpz * head**-0.5, every).astype(v_nzhe.dtype)
         out_nphe = jnp.einsum("nhpz,nzhe->nphe", attn_nhpz, v_nzhe)
-        x_npf += dense("out", options.width, out_nphe.reshape(x_npf.shape))
-        inner_npi = dense("mlp_in", options.mlp_width, norm("norm_mlp", x_npf))
-        inner_npi = jax.nn.gelu(inner_npi, approximate=False)
-        return x_npf + dense("mlp_out", options.width, inner_npi)
+        x_npf += linear(options.width, "out")(out_nphe.reshape(x_npf.shape))
+        inner_npi = gelu(linear(options.mlp_width, "mlp_in")(norm("norm_mlp")(x_npf)))
+        return x_npf + linear(options.width, "mlp_out")(inner_npi)
 
 
 class VisionTransformer(nn.Module):
@@ -129,10 +117,10 @@ class VisionTransformer(nn.Module):
         cut = image_nyxk.astype(compute).reshape(dims["n"], side, patch, side, patch, 3)
         patch_npc = jnp.swapaxes(cut, 2, 3).reshape(dims["n"], side * side, patch * patch * 3)
         zeros = nn.initializers.zeros
-        kernel_cf = self.param("patch", _INIT, (patch_npc.shape[-1], options.width), store)
+        kernel_cf = self.param("patch", INIT, (patch_npc.shape[-1], options.width), store)
         bias_f = self.param("patch_bias", zeros, (options.width,), store)
-        whole_f = self.param("whole", _INIT, (options.width,), store)
-        place_pf = self.param("position", _INIT, (options.num_tokens, options.width), store)
+        whole_f = self.param("whole", INIT, (options.width,), store)
+        place_pf = self.param("position", INIT, (options.num_tokens, options.width), store)
         x_npf = patch_npc @ kernel_cf.astype(compute) + bias_f.astype(compute)[None, None]
         whole_n1f = jnp.broadcast_to(whole_f.astype(compute), (dims["n"], 1, options.width))
         x_npf = jnp.concatenate([whole_n1f, x_npf], axis=1) + place_pf.astype(compute)[None]
@@ -145,7 +133,4 @@ class VisionTransformer(nn.Module):
             length=options.num_layers,
         )  # fmt: skip
         x_npf, _ = scan(VisionBlock(options, self.precision, name="blocks"), x_npf, None)
-        return nn.LayerNorm(
-            epsilon=options.norm_eps, use_fast_variance=False, dtype=compute, param_dtype=store,
-            name="norm",
-        )(x_npf)  # fmt: skip
+        return layer_norm("norm", options.norm_eps, self.precision)(x_npf)

@@ -60,6 +60,25 @@ def test_freed_memory_can_be_given_back():
     assert freed > 250 << 20
 
 
+AT_A_TIME = """
+from jaxvsa.core.memory import one_step_at_a_time
+
+one_step_at_a_time()
+import jax, jax.numpy as jnp
+slow = jax.jit(lambda x: jax.lax.fori_loop(0, 30, lambda _, y: jnp.tanh(y @ x), x))
+x = jnp.ones((1000, 1000)) / 1000
+slow(x).block_until_ready()
+print(slow(x).is_ready())
+"""
+
+
+def test_a_call_returns_when_it_is_done():
+    command = [sys.executable, "-c", AT_A_TIME]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "True\n"
+    without = [sys.executable, "-c", AT_A_TIME.replace("\none_step_at_a_time()", "")]
+    assert subprocess.run(without, check=True, capture_output=True, text=True).stdout == "False\n"
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert memory.keep_freed() is False
