@@ -44,12 +44,15 @@ def main(argv: Sequence[str]) -> None:
     run = args.run or Path("runs") / f"{Path(name).stem}-{variant or 'demo'}"
     distributed.join(args.coordinator, args.num_processes, args.process_id)
     # Imported here, so that --help and a misspelt key do not wait for JAX.
+    from jaxvsa.workflows.compare import fit_all
     from jaxvsa.workflows.dry_run import dry_run
-    from jaxvsa.workflows.fit import fit
 
     memory.one_step_at_a_time()
     console = Console(highlight=False, quiet=not distributed.is_first())
-    (dry_run if args.dry_run else fit)(config, run, console)
+    if args.dry_run:
+        dry_run(config, run, console)
+    else:
+        fit_all(spec, overrides, run, console)
 
 
 if __name__ == "__main__":

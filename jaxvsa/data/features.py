@@ -19,6 +19,8 @@ DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+STORED: dict[str, np.dtype] = {**DTYPES, "uint8": np.dtype(np.uint8)}
+"""What a table may hold: features, or the pixels of frames."""
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,3}$")
 
 
@@ -29,7 +31,7 @@ class Manifest:
     Attributes:
         encoder: name of the network that made them.
         width: values per row.
-        dtype: stored type, "float16" or "bfloat16".
+        dtype: stored type, "float16" or "bfloat16"; "uint8" for pixels, a row for each frame.
         rows_per_s: rows per second of video, None if unknown.
         window: frames each row was computed from, None if unknown.
         stride: frames between two rows, None if unknown.
@@ -71,7 +73,7 @@ class FeatureTable:
     """Features of all videos, one below the other without padding.
 
     Attributes:
-        values_nf: (n,f) float16 or bfloat16, contiguous; video g owns `count_g[g]` rows from
+        values_nf: (n,f), of a type of `STORED`, contiguous; video g owns `count_g[g]` rows from
             `start_g[g]`.
         start_g: int64, first row of each video.
         count_g: int32, rows of each video, at least 1.
@@ -103,7 +105,7 @@ class FeatureTable:
 
     @property
     def dtype(self) -> str:
-        """Name of the stored type, a key of `DTYPES`."""
+        """Name of the stored type, a key of `STORED`."""
         return self.values_nf.dtype.name
 
     def of(self, video: str) -> np.ndarray:
@@ -126,9 +128,10 @@ class FeatureTable:
 
     def digest(self) -> str:
         """blake2b over counts and values in table order, as little-endian bytes."""
-        values_nf = np.ascontiguousarray(self.values_nf).view(np.uint16)
+        size = self.values_nf.dtype.itemsize
+        values_nf = np.ascontiguousarray(self.values_nf).view(f"u{size}")
         counts = self.count_g.astype("<i4", copy=False)
-        return digest_bytes(counts.tobytes(), values_nf.astype("<u2", copy=False).data)
+        return digest_bytes(counts.tobytes(), values_nf.astype(f"<u{size}", copy=False).data)
 
     def describe(
         self,

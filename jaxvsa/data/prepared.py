@@ -24,7 +24,7 @@ import numpy as np
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.core.files import digest_bytes, read_json, staged_folder, write_json
 from jaxvsa.data.corpus import SPLITS, Comments, Corpus
-from jaxvsa.data.features import DTYPES, FeatureTable, Manifest
+from jaxvsa.data.features import STORED, FeatureTable, Manifest
 from jaxvsa.data.records import read_records, write_records
 from jaxvsa.data.splits import leak_report
 
@@ -194,7 +194,7 @@ class Prepared:
         if self.manifest is None:
             return None
         manifest = Manifest.from_dict(self.manifest)
-        dtype = DTYPES[manifest.dtype]
+        dtype = STORED[manifest.dtype]
         values_nf = np.empty((manifest.num_rows, manifest.width), dtype)
         videos: list[str] = []
         counts: list[int] = []
@@ -274,7 +274,7 @@ def _write_videos(folder: Path, features: FeatureTable) -> dict[str, int]:
     """Writes the data set `videos`; bfloat16 as its bits in uint16, which ArrayRecord can hold."""
     import tensorflow_datasets as tfds
 
-    stored = np.dtype(np.float16 if features.dtype == "float16" else np.uint16)
+    stored = np.dtype(np.uint16) if features.dtype == "bfloat16" else features.values_nf.dtype
     spec = {
         "video": tfds.features.Text(),
         "values": tfds.features.Tensor(

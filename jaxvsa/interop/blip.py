@@ -1,10 +1,11 @@
-"""Hugging Face tensors of BLIP-2 and InstructBLIP <-> vision transformer and Q-Former.
+"""Hugging Face tensors of BLIP-2 and InstructBLIP <-> vision transformer, Q-Former, projection.
 
-The names of LAVIS checkpoints are turned into these first (`modern`).
+The tensors of LAVIS checkpoints are turned into these first (`lavis.read_lavis`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -42,21 +43,65 @@ _NETWORK = {
     "mlp_query": ("intermediate_query", "output_query"),
     "mlp_word": ("intermediate", "output"),
 }
-_LAVIS = (
-    (r"^Qformer\.bert\.", "qformer."),
-    (r"(\.|^)attention\.self\.", r"\1attention.attention."),
-    (r"crossattention\.self\.", "crossattention.attention."),
-    (r"embeddings\.LayerNorm\.", "embeddings.layernorm."),
-    (r"^llm_proj\.", "language_projection."),
-    (r"^ln_vision\.", "vision_model.post_layernorm."),
-)
 
 
-def modern(name: str) -> str:
-    """The Hugging Face name of a LAVIS name; other names stay as they are."""
-    for pattern, new in _LAVIS:
-        name = re.sub(pattern, new, name)
-    return name
+def sizes_of(tensors: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What the tensors say of their model: fields of `VisionOptions` and of `QFormerOptions`.
+
+    {"vision": {...}, "qformer": {...}, "projection": {"width": ...}}, each only if its tensors are
+    there. Numbers of heads cannot be seen (heads are 88 wide in EVA-CLIP-g, 64 in the Q-Former).
+    The word table may have more rows than BERT's 30,522: LAVIS adds a token to it.
+
+    Args:
+        tensors: with `shape`, by Hugging Face name; nothing is read.
+    """
+    shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found: dict[str, dict[str, int]] = {}
+
+    def count(pattern: str) -> int:
+        numbers = [int(match[1]) for name in shape if (match := re.match(pattern, name))]
+        return max(numbers, default=-1) + 1
+
+    patch = shape.get("vision_model.embeddings.patch_embedding.weight")
+    if patch is not None:
+        side = math.isqrt(shape["vision_model.embeddings.position_embedding"][1] - 1)
+        found["vision"] = {
+            "image_size": side * patch[-1], "patch_size": patch[-1], "width": patch[0],
+            "num_layers": count(r"vision_model\.encoder\.layers\.(\d+)\."),
+            "mlp_width": shape["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+        }  # fmt: skip
+    if "query_tokens" in shape:
+        layers = count(r"qformer\.encoder\.layer\.(\d+)\.")
+        crossing = count(r"qformer\.encoder\.layer\.(\d+)\.crossattention")
+        text = "qformer.embeddings.word_embeddings.weight"
+        inner = "qformer.encoder.layer.0.intermediate_query.dense.weight"
+        crosses = {name.split(".")[3] for name in shape if ".crossattention." in name}
+        found["qformer"] = {
+            "num_layers": layers, "width": shape["query_tokens"][-1],
+            "num_queries": shape["query_tokens"][1], "mlp_width": shape[inner][0],
+            "vocab_size": shape[text][0] if text in shape else 0,
+            "max_positions": shape.get(text.replace("word", "position"), (0,))[0],
+            "cross_every": (crossing - 1) // (len(crosses) - 1) if len(crosses) > 1 else layers,
+        }  # fmt: skip
+    if "language_projection.weight" in shape:
+        found["projection"] = {"width": shape["language_projection.weight"][0]}
+    return found
+
+
+def read_projection(
+    tensors: Mapping[str, Any], prefix: str = "language_projection.", place: Place | None = None
+) -> dict[str, Any]:
+    """Kernel and bias of the linear layer from the Q-Former's width to the decoder's.
+
+    Raises:
+        UserError: a tensor is missing or left over.
+    """
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    table = {
+        "kernel": Leaf((f"{prefix}weight",), transposed=True),
+        "bias": Leaf((f"{prefix}bias",)),
+    }
+    return read_leaves(table, own, place)
 
 
 def vision_leaves(num_layers: int, prefix: str = "vision_model.") -> dict[str, Leaf]:

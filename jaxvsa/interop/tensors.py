@@ -156,10 +156,18 @@ def _unknown_type(path: Path, name: str, kind: str) -> UserError:
 
 
 def _hint(folder: Path) -> str:
-    """What the folder holds instead, where that explains the mistake."""
+    """What the folder holds instead and what to do, where that explains the mistake."""
     found = {file.suffix for file in folder.iterdir()}
     if ".bin" in found:
-        return "; found .bin files: save the model with safe_serialization=True"
+        return (
+            "; found .bin files, which run code when loaded: load the model once with "
+            "transformers where you trust it, and save_pretrained(..., safe_serialization=True)"
+        )
+    if found & {".pth", ".pt"}:
+        return "; found .pth or .pt files: name the file, not its folder"
     if found & {".npy", ".jpg", ".jpeg", ".png", ".mp4"}:
-        return "; this looks like a folder of images or features, not of a model"
+        return (
+            "; this looks like a folder of images or features, not of a model: name the folder "
+            f"with config.json and {WEIGHTS}"
+        )
     return ""

@@ -1,14 +1,12 @@
 """Tensors of a `torch.save` file as numpy arrays, without torch and without running its code.
 
 A pickle can call anything it can import. This reader lets it name only what a saved state dict
-needs (see `_ALLOWED` and `_DTYPES`); any other name is refused before it is looked up.
+needs (see `_ALLOWED`); any other name is refused before it is looked up.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.pickles import Named, SafeUnpickler
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PARALLEL = "module."  # put before every name by DataParallel and DistributedDataParallel
@@ -133,55 +132,26 @@ class _Dict(dict):
         """Ignores `state`."""
 
 
-class _Named:
-    """What a file gets for an allowed name: it can be called, or be a type, but not be changed."""
-
-    __slots__ = ("call", "dtype")
-
-    def __init__(self, call: Callable | None = None, dtype: np.dtype | None = None) -> None:
-        self.call, self.dtype = call, dtype
-
-    def __call__(self, *args: Any) -> Any:
-        """The result of the function, if it is one."""
-        if self.call is None:
-            raise UserError("the pickle calls a storage type")
-        return self.call(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        """Refuses."""
-        raise UserError("the pickle sets attributes of a function")
-
-
-class _Reader(pickle.Unpickler):
-    """Unpickler that resolves names from two fixed tables and storages from the archive."""
+class _Reader(SafeUnpickler):
+    """Unpickler that resolves names from one fixed table and storages from the archive."""
 
     def __init__(self, pickled: bytes, record: Callable[[str], bytes]) -> None:
-        super().__init__(io.BytesIO(pickled))
+        super().__init__(pickled, _ALLOWED, _RULE)
         self._record = record
         self._storages: dict[str, np.ndarray] = {}
-
-    def find_class(self, module: str, name: str) -> _Named:
-        """Allowed names only; nothing is imported."""
-        if module == "torch" and name in _DTYPES:
-            return _Named(dtype=_DTYPES[name])
-        if (module, name) in _ALLOWED:
-            return _Named(call=_ALLOWED[module, name])
-        raise UserError(
-            f"the pickle names '{module}.{name}', which is not read: only tensors and plain "
-            "containers are; load it with torch where you trust it and save the state dict alone"
-        )
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """('storage', type, key, device, number of values) -> flat array."""
         kind, storage, key, _, size = pid
-        if kind != "storage" or not isinstance(storage, _Named) or storage.dtype is None:
+        dtype = storage.target if isinstance(storage, Named) else None
+        if kind != "storage" or not isinstance(dtype, np.dtype):
             raise UserError(f"unknown kind of storage {pid!r}")
         if key not in self._storages:
             stored = self._record(f"data/{key}")
-            if len(stored) != size * storage.dtype.itemsize:
+            if len(stored) != size * dtype.itemsize:
                 raise UserError(f"storage '{key}' has {len(stored)} bytes, not {size} values")
-            self._storages[key] = np.frombuffer(stored, storage.dtype)
-        if self._storages[key].dtype != storage.dtype:
+            self._storages[key] = np.frombuffer(stored, dtype)
+        if self._storages[key].dtype != dtype:
             raise UserError(f"storage '{key}' is used with two types")
         return self._storages[key]
 
@@ -214,7 +184,12 @@ def _rebuild_parameter(array: np.ndarray, requires_grad: bool, hooks: Any) -> np
     return array
 
 
-_ALLOWED: dict[tuple[str, str], Callable] = {
+_RULE = (
+    "only tensors and plain containers are; load it with torch where you trust it and save the "
+    "state dict alone"
+)
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     ("collections", "OrderedDict"): _Dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

@@ -53,6 +53,14 @@ class Cache(struct.PyTreeNode):
     keep_bz: jax.Array
     filled: jax.Array
 
+    def take(self, row_b: jax.Array) -> Cache:
+        """The cache of these rows, in this order; a row may come more than once."""
+        return self.replace(
+            key_nbzhe=jnp.take(self.key_nbzhe, row_b, axis=1),
+            value_nbzhe=jnp.take(self.value_nbzhe, row_b, axis=1),
+            keep_bz=jnp.take(self.keep_bz, row_b, axis=0),
+        )
+
 
 def rope_angles(
     position_bl: jax.Array, head_width: int, theta: float, scaling: RopeScaling

@@ -1,11 +1,12 @@
 """Predictions that need no model: what any result has to be read beside.
 
 Ties: of several labels that are equally frequent, the one that occurs first in the order of the
-train comments wins.
+train examples wins, unless a function says otherwise.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,51 @@ def video_majority(
     known = dict(zip(names.tolist(), label_g.tolist(), strict=True))
     fallback = int(majority(train_label_n, 1)[0])
     return np.array([known.get(name, fallback) for name in video], np.int32)
+
+
+def speaker_prior(
+    train_speaker: Sequence[str],
+    train_label_n: np.ndarray,
+    speaker: Sequence[str],
+    tie_label: int = 1,
+) -> np.ndarray:
+    """The most frequent label among the train utterances of the same speaker.
+
+    It reads one name and nothing that is said. On MUStARD's released folds it is right for 476 of
+    690 utterances.
+
+    Source: MTransLLAMA specification, section 4.
+
+    Args:
+        train_speaker: speaker of each train utterance.
+        train_label_n: int class index of each train utterance, >= 0.
+        speaker: speaker of each utterance to predict.
+        tie_label: wins where it is as frequent as any other label of its speaker; 1 is
+            "sarcastic". Among other labels the lowest wins.
+
+    Returns:
+        int32, one label per entry of `speaker`; an unseen speaker gets `majority`.
+    """
+    fallback = int(majority(train_label_n, 1)[0])
+    counts: dict[str, Counter[int]] = {}
+    for name, label in zip(train_speaker, np.asarray(train_label_n).tolist(), strict=True):
+        counts.setdefault(name, Counter())[label] += 1
+    best = {
+        name: min(found, key=lambda label: (-found[label], label != tie_label, label))
+        for name, found in counts.items()
+    }
+    return np.array([best.get(name, fallback) for name in speaker], np.int32)
+
+
+def option_chance(num_options: Sequence[int]) -> float:
+    """Expected accuracy of a uniform guess among each question's own options, 0 to 1.
+
+    Raises:
+        ValueError: no question, or one without options.
+    """
+    if not num_options or min(num_options) < 1:
+        raise ValueError("chance needs questions with at least one option each")
+    return sum(1 / count for count in num_options) / len(num_options)
 
 
 def _first_most_common(label_n: np.ndarray, group_n: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from jaxvsa.core.errors import UserError, nearest
 
-NAMES = ("vccsa",)
+NAMES = ("vccsa", "mtransllama")
 
 
 def module(name: str) -> ModuleType:

@@ -42,7 +42,11 @@ def start(
     system: System, tx: optax.GradientTransformation, params: Params, rng: jax.Array
 ) -> State:
     """The state before the first update."""
-    learn, held = trees.split(params, system.trainable)
+    return begin(tx, *trees.split(params, system.trainable), rng)
+
+
+def begin(tx: optax.GradientTransformation, learn: Params, held: Params, rng: jax.Array) -> State:
+    """`start` for parameters that are divided already."""
     # Two buffers: the step donates its state, and a buffer can be given away only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return State(step, rng, learn, held, tx.init(learn), skipped)

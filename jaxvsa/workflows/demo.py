@@ -10,6 +10,7 @@ from jaxvsa.data.sources.csmv import read_release
 from jaxvsa.data.sources.demo import FEATURES, DemoFacts, read_facts, write_demo
 from jaxvsa.workflows.prepare import FeatureSource, prepare
 
+DEMO = "demo"
 RELEASE = "release"
 
 

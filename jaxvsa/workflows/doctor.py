@@ -23,7 +23,7 @@ from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.text import TextCodec
 from jaxvsa.interop.roberta import check_vocab, read_encoder
 from jaxvsa.systems.base import abstract_batch
-from jaxvsa.workflows.assemble import DEMO
+from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.evaluate import check_labels, manifest_of
 from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
 from jaxvsa.workflows.runs import RunFolder

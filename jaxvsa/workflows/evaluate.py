@@ -15,8 +15,8 @@ from jaxvsa.data.features import Manifest
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
-from jaxvsa.workflows.assemble import DEMO, Batching
-from jaxvsa.workflows.demo import ensure_demo
+from jaxvsa.workflows.assemble import kind
+from jaxvsa.workflows.demo import DEMO, ensure_demo
 from jaxvsa.workflows.predict import all_devices
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
@@ -110,7 +110,7 @@ def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> s
     comments = prepared.comments(protocol, split)
     if not len(comments):
         raise UserError(f"{prepared.root}: the split '{split}' of '{protocol}' has no comments")
-    batching, mesh = Batching.of(trained.config), all_devices()
+    batching, mesh = kind(trained.system.name).Batching.of(trained.config), all_devices()
     features = None if trained.manifest is None else prepared.features()
     row_b = None if features is None else features.rows(comments.video)
     examples = batching.examples(comments, trained.codec, row_b, features, share=True)
@@ -124,6 +124,7 @@ def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> s
         trained.facts.label_names,
         mesh,
         split,
+        trained.codec,
     )
 
 

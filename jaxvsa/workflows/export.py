@@ -20,7 +20,7 @@ from jaxvsa.interop.tensors import load_safetensors, save_safetensors
 from jaxvsa.interop.torch_file import read_torch_file
 from jaxvsa.training.loop import Memory
 from jaxvsa.training.state import start
-from jaxvsa.workflows.assemble import DEMO
+from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.fit import data_record, prepare_run, saved
 from jaxvsa.workflows.runs import describe, read_trained
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,18 @@ from jaxvsa.core.signals import Interrupts
 from jaxvsa.data.pipeline import Batch, batches, iterate
 from jaxvsa.evaluation.evaluator import flat_metrics, run
 from jaxvsa.evaluation.tables import Row
+from jaxvsa.interop.names import Place
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System, abstract_batch
 from jaxvsa.training.log import MetricsLog, Progress
 from jaxvsa.training.loop import Hooks, Interrupted, Loop, Memory, TrainOptions
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.profile import parse_span, profiled
-from jaxvsa.training.state import State, start
+from jaxvsa.training.state import State, begin, start
 from jaxvsa.training.step import make_step
 from jaxvsa.workflows import score as scoring
-from jaxvsa.workflows.assemble import Assembled, assemble
+from jaxvsa.workflows.assemble import assemble
+from jaxvsa.workflows.comments import Assembled
 from jaxvsa.workflows.report import read_rows, report, show
 from jaxvsa.workflows.runs import RunFolder, describe, read_trained
 
@@ -135,46 +138,87 @@ def _check_outline(config: Mapping[str, Any]) -> None:
 
 def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes at the full lengths, so that what does not fit is found before the first step."""
-    sizes = data.batching.full_sizes(batch)
-    return abstract_batch(system, {"f": data.facts.feature_width or 0, **sizes})
+    return abstract_batch(system, data.sizes(batch))
 
 
 def first_state(setup: Setup, shardings: State) -> State:
-    """The state before the first update, placed: random, from weights, or from another run."""
+    """The state before the first update, placed: random, from weights, or from another run.
+
+    What comes from files goes straight to its devices, and is not made at random first.
+
+    Raises:
+        UserError: the weights are those of another model.
+    """
     system, data = setup.system, setup.data
-    seed = data.config["seed"]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _example(data, system))
-    init_rng, run_rng = jax.random.split(jax.random.key(seed))
-    init = functools.partial(system.init)  # a function of its own: its program goes with it
-    params = jax.jit(init)(init_rng, zeros)
+    init_rng, run_rng = jax.random.split(jax.random.key(data.config["seed"]))
+    mine, where = trees.named(setup.abstract.params()), trees.named(shardings.params())
     source = data.config["init_from"]
     if source:
         try:
-            params = _adopt(params, read_trained(source).params, source)
+            found = trees.named(read_trained(source).params)
+            check_fit(mine, found, source, "")
         except UserError as error:
             raise UserError(f"config.init_from: {error}") from error
-    elif data.text_params is not None:
-        params["text"] = _adopt(params["text"], data.text_params, data.config["weights"]["text"])
-    # Unlike `device_put`, this also reaches the devices of other processes. One device can keep the
-    # arrays that it has.
-    one = len(jax.tree.leaves(shardings)[0].device_set) == 1
-    place = jax.jit(lambda state: state, out_shardings=shardings, donate_argnums=0 if one else None)
-    return place(start(system, setup.tx, params, run_rng))
+    else:
+        found, name = data.given(_placer(mine, where))
+        if found:
+            check_fit(mine, found, name, data.fresh)
+    placed = {path: _put(leaf, mine[path].dtype, where[path]) for path, leaf in found.items()}
+    rest = {path: place for path, place in where.items() if path not in found}
+
+    def init() -> dict[str, Any]:  # a function of its own: its program goes with it
+        shapes = _example(data, system)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        made = trees.named(system.init(init_rng, zeros))
+        return {path: made[path] for path in rest}
+
+    params = trees.nest({**placed, **jax.jit(init, out_shardings=rest)()})
+    learn, held = trees.split(params, system.trainable)
+    # Without the frozen parameters, which are where they belong already.
+    place = jax.jit(
+        lambda learn: begin(setup.tx, learn, {}, run_rng),
+        out_shardings=shardings.replace(held={}), donate_argnums=0,
+    )  # fmt: skip
+    return place(learn).replace(held=held)
 
 
-def _adopt(ours: Params, theirs: Params, where: str) -> Params:
-    """Values of another tree in the dtypes of ours.
+def _placer(mine: Mapping[str, Any], where: Mapping[str, Any]) -> Place:
+    """Where a parameter goes, and its dtype there."""
+
+    def place(path: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        if path not in mine or mine[path].shape != shape:
+            here = mine[path].shape if path in mine else "absent"
+            raise UserError(f"the weights do not fit config.model: '{path}' is {shape}, not {here}")
+        return where[path], mine[path].dtype
+
+    return place
+
+
+def _put(leaf: Any, dtype: Any, sharding: Any) -> jax.Array:
+    """An array on its devices, those of other processes included; one that is there stays."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    host = np.asarray(leaf).astype(dtype)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def check_fit(mine: Mapping[str, Any], found: Mapping[str, Any], where: str, fresh: str) -> None:
+    """Refuses weights of another model.
+
+    Args:
+        mine: parameters by path.
+        found: likewise, from `where`.
+        where: for the message.
+        fresh: pattern of the paths that may be absent.
 
     Raises:
         UserError: a name or shape differs.
     """
-    mine, found = trees.named(ours), trees.named(theirs)
     for path in sorted(mine.keys() | found.keys()):
         here = mine[path].shape if path in mine else "absent"
         there = found[path].shape if path in found else "absent"
-        if here != there:
+        if here != there and not (path not in found and re.fullmatch(fresh, path)):
             raise UserError(f"{where} does not fit config.model: '{path}' is {there}, not {here}")
-    return trees.nest({path: jnp.asarray(found[path], leaf.dtype) for path, leaf in mine.items()})
 
 
 def saved(state: State) -> dict[str, Any]:
@@ -210,7 +254,11 @@ def resume(setup: Setup, checkpoints: Checkpoints, shardings: State) -> tuple[St
 
 
 def fit(
-    config: ConfigDict, run_path: str | Path, console: Console, devices: Any = None
+    config: ConfigDict,
+    run_path: str | Path,
+    console: Console,
+    devices: Any = None,
+    tables: bool = True,
 ) -> list[Row]:
     """Trains to the end, or resumes, or finds the run complete; then the table.
 
@@ -219,6 +267,7 @@ def fit(
         run_path: the run directory.
         console: where progress and tables go.
         devices: a subset of the devices; all by default.
+        tables: the table is printed.
 
     Returns:
         the rows of the table: the model at its selected checkpoint, then the baselines.
@@ -230,12 +279,15 @@ def fit(
     """
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     with Interrupts(say) as interrupts:
-        return _fit(config, Path(run_path), console, devices, interrupts)
+        rows, setup = _fit(config, Path(run_path), console, devices, interrupts)
+    if tables:
+        show(rows, setup.folder, setup.data, console)
+    return rows
 
 
 def _fit(
     config: ConfigDict, run_path: Path, console: Console, devices: Any, interrupts: Interrupts
-) -> list[Row]:
+) -> tuple[list[Row], Setup]:
     setup = prepare_run(config, run_path, devices)
     data = setup.data
     identity = data.config, data_record(data)
@@ -243,9 +295,7 @@ def _fit(
     checkpoints = setup.folder.checkpoints()
     if existed and setup.folder.results.exists():
         console.print(f"{run_path} is complete; its results:", markup=False)
-        rows = read_rows(setup.folder.results)
-        show(rows, setup.folder, data, console)
-        return rows
+        return read_rows(setup.folder.results), setup
     say_start(setup, console)
     shardings = meshes.shardings(
         setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
@@ -263,8 +313,7 @@ def _fit(
         if interrupts.poll():
             interrupts.leave(f"at step {int(state.step)}")
     rows = report(checkpoints, setup.folder, data, setup.mesh, setup.options.eval_batch_size)
-    show(rows, setup.folder, data, console)
-    return rows
+    return rows, setup
 
 
 def train(
@@ -328,7 +377,7 @@ def dev_metrics(
     whoever sent a signal.
     """
     data, system, mesh = setup.data, setup.system, setup.mesh
-    if "dev" not in data.splits:
+    if "dev" not in data.splits or scoring.TASK not in system.tasks:
         return lambda state: {}
     examples = data.examples("dev")
     size = scoring.batch_size(len(examples), setup.options.eval_batch_size, mesh)
@@ -371,10 +420,8 @@ def say_start(setup: Setup, console: Console) -> None:
         f"{system.name}: {trees.num_values(learn):,} parameters learn, "
         f"{trees.num_values(held):,} are frozen; mesh {shape} of "
         f"{setup.mesh.devices.flat[0].device_kind}",
-        f"text: {data.codec.vocab_size:,} tokens; unknown in train: "
-        f"{100 * data.unknown.tokens:.2f} % of tokens, "
-        f"{100 * data.unknown.comments:.2f} % of comments",
-        f"{setup.num_steps:,} updates of {setup.options.batch_size} comments",
+        *data.about(),
+        f"{setup.num_steps:,} updates of {setup.options.batch_size} {data.noun}",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.sources.table import read_records, read_row
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
-from jaxvsa.workflows.assemble import Batching
+from jaxvsa.workflows.comments import Batching
 from jaxvsa.workflows.runs import Trained, read_trained
 from jaxvsa.workflows.score import TASK, LabelNames, batch_size
 

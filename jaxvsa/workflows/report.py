@@ -15,7 +15,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json, write_json
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
-from jaxvsa.workflows.assemble import Assembled
+from jaxvsa.workflows.comments import Assembled
 from jaxvsa.workflows.demo import demo_facts
 from jaxvsa.workflows.runs import RunFolder, choose_step, read_trained
 
@@ -37,8 +37,9 @@ def report(
         size = scoring.batch_size(len(comments), eval_batch_size, mesh)
         ordered = data.batching.in_order(data.examples(split), size, meshes.local_shards(mesh))
         scored = scoring.score(
-            system, params, tables, ordered, comments, data.facts.label_names, mesh, split
-        )
+            system, params, tables, ordered, comments, data.facts.label_names, mesh, split,
+            data.codec,
+        )  # fmt: skip
         if distributed.is_first():
             scoring.write_scored(folder.predictions, scored, split, data.facts.label_names)
         values |= scored.values

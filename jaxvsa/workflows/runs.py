@@ -18,10 +18,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from jaxvsa.core import trees
 from jaxvsa.core.checkpoint import Checkpoints
@@ -29,17 +28,23 @@ from jaxvsa.core.config import differences
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json, write_json
 from jaxvsa.data.features import Manifest
-from jaxvsa.data.text import TextCodec
-from jaxvsa.interop.roberta import read_encoder, stack_layers, unstack_layers
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params, System
+from jaxvsa.workflows.assemble import kind
 
 FORMAT = 3
 # May differ when a run is resumed: devices and traces are invisible in its results.
 _FREE = ("mesh.", "profile:")
 # What a start that was killed early leaves behind.
-_BEFORE_CONFIG = {"data", "env.json", "data.json"}
+_BEFORE_CONFIG = {"data", "base", "env.json", "data.json"}
 _PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Codec(Protocol):
+    """A tokenizer, or several, that can be stored in a checkpoint."""
+
+    def to_json(self) -> str:
+        """The whole codec as text."""
 
 
 class RunFolder:
@@ -137,6 +142,8 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     A key that has come since gets the value that does what the older version did. Format 1 had
     ladders of padded lengths, format 1 and 2 a loop over the text layers; neither changed a result.
     """
+    if config["system"] != "vccsa":  # which came with format 3
+        return config
     text = {key: value for key, value in config["model"]["text"].items() if key != "unroll"}
     config = {**config, "model": {**config["model"], "text": text}}
     if "text_rungs" not in config["data"]:
@@ -193,7 +200,7 @@ class Trained:
         facts: the system's `Facts`.
         system: built from both.
         params: the whole parameter tree, numpy.
-        codec: the tokenizer it was trained with.
+        codec: the tokenizer, or several, it was trained with.
         manifest: of the features it was trained on; None without video.
         step: updates done.
     """
@@ -202,13 +209,13 @@ class Trained:
     facts: Any
     system: System
     params: Params
-    codec: TextCodec
+    codec: Any
     manifest: Manifest | None
     step: int
 
 
 def describe(
-    config: dict[str, Any], facts: Any, codec: TextCodec, manifest: Manifest | None, held: Any
+    config: dict[str, Any], facts: Any, codec: Codec, manifest: Manifest | None, held: Any
 ) -> dict[str, Any]:
     """What a checkpoint keeps beside the arrays, so that it can be read alone."""
     return {
@@ -274,41 +281,15 @@ def assemble_trained(meta: dict[str, Any], learn: Params, step: int) -> Trained:
     config = upgraded(meta["config"])
     system_module = module(config["system"])
     facts = system_module.Facts.from_dict(meta["facts"])
-    stacked = "unroll" in meta["config"]["model"]["text"]  # up to format 2
-    held = frozen_text(config, meta["held"], stacked) if meta["held"] else {}
-    if stacked and "text" in learn:
-        learn = {**learn, "text": unstack_layers(learn["text"])}
+    reader = kind(config["system"])
+    learn, held = reader.read_params(meta, config, facts, learn)
     manifest = meta["manifest"]
     return Trained(
         config=config,
         facts=facts,
         system=system_module.build(config, facts),
         params=trees.join(learn, held),
-        codec=TextCodec.from_json(meta["codec"]),
+        codec=reader.read_codec(meta["codec"]),
         manifest=None if manifest is None else Manifest.from_dict(manifest),
         step=step,
     )
-
-
-def frozen_text(config: dict[str, Any], digests: dict[str, str], stacked: bool) -> Params:
-    """The frozen text encoder, which checkpoints do not repeat, checked against its digest.
-
-    Args:
-        config: of the run.
-        digests: of the weights it was trained with.
-        stacked: whether they are those of stacked layers.
-
-    Raises:
-        UserError: the folder is gone, or holds other weights than those trained with.
-    """
-    folder = config["weights"]["text"]
-    _, params = read_encoder(folder)
-    store = config["model"]["precision"]["param"]
-    held = {"text": jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(store)), params)}
-    compared = {"text": stack_layers(held["text"])} if stacked else held
-    if trees.digests(compared) != digests:
-        raise UserError(
-            f"{folder} holds other text weights than the run was trained with; "
-            "restore the original folder there"
-        )
-    return held

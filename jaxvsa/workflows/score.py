@@ -21,13 +21,14 @@ from jaxvsa.evaluation.evaluator import flat_metrics, flat_values, run
 from jaxvsa.evaluation.intervals import bootstrap
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
 from jaxvsa.evaluation.tables import Row, save_confusion
-from jaxvsa.metrics.baselines import majority, video_majority
+from jaxvsa.metrics.baselines import majority, speaker_prior, video_majority
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Params, System
-from jaxvsa.workflows.assemble import Batching
+from jaxvsa.workflows.answers import add_texts, measure_written
+from jaxvsa.workflows.comments import Batching
 from jaxvsa.workflows.demo import demo_facts
 
-TASK = "classify"
+TASK, WRITE = "classify", "generate"
 LabelNames = Mapping[str, Sequence[str]]
 
 
@@ -102,11 +103,12 @@ def score(
     label_names: LabelNames,
     mesh: Mesh,
     split: str,
+    codec: Any,
 ) -> Scored:
     """Evaluates one split.
 
     Args:
-        system: with the task "classify".
+        system: with the task "classify", "generate", or both.
         params: the whole tree.
         tables: from `place_tables`.
         batches: from `Batching.in_order`.
@@ -114,10 +116,16 @@ def score(
         label_names: task -> class names.
         mesh: where the batches go.
         split: the prefix of metric names.
+        codec: the tokenizers of the model, for what it writes.
     """
-    probs, states = run(system, system.tasks[TASK], params, tables, iterate(batches), mesh)
+
+    def ask(task: str) -> Any:
+        return run(system, system.tasks[task], params, tables, iterate(batches), mesh)
+
+    probs, states = ask(TASK) if TASK in system.tasks else ({}, {})
     values = flat_metrics(states, split, label_names)
-    values[f"{split}/all/micro_f1_sum"] = sum_of_micro_f1(values, split, label_names)
+    if label_names:
+        values[f"{split}/all/micro_f1_sum"] = sum_of_micro_f1(values, split, label_names)
     errors: dict[str, float] = {}
     for task, names in label_names.items():
         label_b, predicted_b = comments.labels[task], np.argmax(probs[task], axis=-1)
@@ -126,26 +134,41 @@ def score(
         flat = flat_values(wide, f"{split}/{task}", names)
         errors |= {name: error for name, error in flat.items() if np.isfinite(error)}
     host = {task: Confusion(np.asarray(state.counts_cc)) for task, state in states.items()}
-    return Scored(values, errors, host, prediction_rows(comments, probs, label_names))
+    rows = prediction_rows(comments, probs, label_names)
+    if WRITE in system.tasks:
+        written, _ = ask(WRITE)
+        texts = [codec.language.decode(ids) for ids in written["answer"]]
+        more, spread, texts = measure_written(texts, comments, label_names, split)
+        values, errors = values | more, errors | spread
+        add_texts(rows, texts)
+    return Scored(values, errors, host, rows)
 
 
 def baselines(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:
     """Rows that need no model: global majority, video majority and, for the demo, its optimum."""
     train = prepared.comments(protocol, "train")
     rows: dict[str, dict[str, float]] = {"global majority": {}, "video majority": {}}
+    if any(train.extra.get("speaker", [])):
+        rows = {"global majority": {}, "speaker prior": {}}
     for split in splits:
         comments = prepared.comments(protocol, split)
         for task, names in prepared.labels.items():
-            label_n = train.labels[task]
-            guesses = {
-                "global majority": majority(label_n, len(comments)),
-                "video majority": video_majority(train.video, label_n, comments.video),
-            }
-            for name, guess_b in guesses.items():
+            for name, values in rows.items():
+                guess_b = _guess(name, train, comments, task)
                 state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
-                rows[name] |= flat_values(state.compute(), f"{split}/{task}", names)
+                values |= flat_values(state.compute(), f"{split}/{task}", names)
     found = [Row(name, values) for name, values in rows.items()]
     return found + optimum(prepared, protocol, splits)
+
+
+def _guess(name: str, train: Comments, comments: Comments, task: str) -> np.ndarray:
+    """Labels (b,) of a rule that needs no model."""
+    label_n = train.labels[task]
+    if name == "speaker prior":
+        return speaker_prior(train.extra["speaker"], label_n, comments.extra["speaker"])
+    if name == "video majority":
+        return video_majority(train.video, label_n, comments.video)
+    return majority(label_n, len(comments))
 
 
 def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:

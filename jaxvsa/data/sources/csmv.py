@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.data.corpus import SPLITS, Comments, Corpus, count_oddities
+from jaxvsa.data.release import parse_json, read_release_file
 
 DICTIONARY = "lable_data_dict.json"  # the release's own spelling
 TASKS = ("opinion", "emotion")
@@ -107,10 +107,10 @@ def _read_dictionary(root: Path) -> tuple[Path, dict[str, Any]]:
             raise UserError(
                 f"{zipped}: cannot read {DICTIONARY} from it ({error}); download it again"
             ) from error
-        rows = _parse(raw, zipped)
+        rows = parse_json(raw, zipped)
         plain = zipped
     else:
-        rows = _parse(_read(plain), plain)
+        rows = parse_json(read_release_file(plain), plain)
     if not isinstance(rows, dict):
         raise UserError(f"{plain}: expected an object of comments by key")
     return plain, rows
@@ -118,7 +118,7 @@ def _read_dictionary(root: Path) -> tuple[Path, dict[str, Any]]:
 
 def _read_label_map(path: Path) -> tuple[str, ...]:
     """Label names of one task in index order."""
-    names = _parse(_read(path), path)
+    names = parse_json(read_release_file(path), path)
     if not isinstance(names, dict) or sorted(map(repr, names.values())) != sorted(
         map(repr, range(len(names)))
     ):
@@ -128,7 +128,7 @@ def _read_label_map(path: Path) -> tuple[str, ...]:
 
 def _read_keys(path: Path) -> list[str]:
     """Keys of one split, in file order, each once."""
-    keys = _parse(_read(path), path)
+    keys = parse_json(read_release_file(path), path)
     if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: expected a list of comment keys")
     repeated = [key for key, count in collections.Counter(keys).items() if count > 1]
@@ -202,31 +202,3 @@ def _check_row(key: str, rows: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not row["video_file_id"]:
         raise UserError(f"{where}: key '{key}', field 'video_file_id' is empty")
     return row
-
-
-def _read(path: Path) -> bytes:
-    """Bytes of a file of the release."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read it ({error.strerror}); --root must hold the release's files"
-        ) from error
-
-
-def _parse(raw: bytes, path: Path) -> Any:
-    """JSON in which no key may appear twice: Python would silently keep the last one."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            key, count = collections.Counter(name for name, _ in pairs).most_common(1)[0]
-            raise UserError(f"{path}: key '{key}' appears {count} times; keep one")
-        return found
-
-    try:
-        return json.loads(raw, object_pairs_hook=unique)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error

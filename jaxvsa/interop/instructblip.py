@@ -1,0 +1,141 @@
+"""A Hugging Face folder of InstructBLIP, BLIP-2 or LLaMA -> sizes and parameters of MTransLLAMA."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvsa.core import trees
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import read_json
+from jaxvsa.interop import blip, llama
+from jaxvsa.interop.names import Leaf, Place, read_leaves
+from jaxvsa.interop.tensors import open_safetensors
+from jaxvsa.layers.qformer import QFormerOptions
+
+_VISION = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+}
+_QFORMER = {
+    "num_layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "cross_every": "cross_attention_frequency",
+    "norm_eps": "layer_norm_eps",
+}
+_PROJECTION = {
+    "kernel": Leaf(("language_projection.weight",), transposed=True),
+    "bias": Leaf(("language_projection.bias",)),
+}
+_KINDS = ("instructblip", "instructblipvideo", "blip-2")
+PREFIX = "language_model."
+
+
+def read_fields(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What config.json says: fields of the sections vision, qformer and decoder.
+
+    A folder of LLaMA alone has only the last. "qformer" holds "vocab_size", 0 for BLIP-2; "decoder"
+    holds "vocab_size", too.
+
+    Raises:
+        UserError: no such file, another kind of model, a key that is missing.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        kinds = ", ".join((*_KINDS, "llama"))
+        raise UserError(f"{folder} has no config.json; name a Hugging Face folder of {kinds}")
+    config = read_json(path, "model configuration")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    try:
+        if kind == "llama":
+            return {"decoder": _plain(llama.fields_of(config))}
+        if kind not in _KINDS:
+            known = ", ".join((*_KINDS, "llama"))
+            raise UserError(f"config.json: model_type {kind!r}; known: {known}")
+        text = config["qformer_config"] if kind != "blip-2" else None
+        qformer = {ours: config["qformer_config"][theirs] for ours, theirs in _QFORMER.items()}
+        qformer["num_queries"] = config["num_query_tokens"]
+        qformer["vocab_size"] = text["vocab_size"] if text else 0
+        return {
+            "vision": {ours: config["vision_config"][theirs] for ours, theirs in _VISION.items()},
+            "qformer": qformer,
+            "decoder": _plain(llama.fields_of(config["text_config"])),
+        }
+    except KeyError as error:
+        raise UserError(f"{path}: no {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "rope_scaling": dataclasses.asdict(fields["rope_scaling"])}
+
+
+def read_weights(
+    folder: str | Path,
+    fields: Mapping[str, Mapping[str, Any]],
+    options: QFormerOptions,
+    place: Place | None = None,
+    need_vision: bool = True,
+) -> dict[str, Any]:
+    """Parameters by path, read piece by piece.
+
+    Args:
+        folder: with safetensors files.
+        fields: from `read_fields`.
+        options: of the Q-Former.
+        place: where a parameter goes, by its path in the whole model; None = the host.
+        need_vision: False leaves the vision transformer out.
+
+    Raises:
+        UserError: no such files, or a tensor is missing, left over or of another shape.
+    """
+    try:
+        tensors: dict[str, Any] = dict(open_safetensors(folder))
+        if "qformer" not in fields:
+            decoder = llama.read_decoder(tensors, fields["decoder"], "", _below(place, "decoder"))
+            return trees.named({"decoder": decoder})
+        known = ("vision_model.", "qformer.", "query_tokens", "language_projection.", PREFIX)
+        over = sorted(name for name in tensors if not name.startswith(known))
+        if over:
+            raise UserError(f"tensor '{over[0]}' has no place in the model ({len(over)} in all)")
+        found: dict[str, Any] = {}
+        if need_vision:
+            layers = fields["vision"]["num_layers"]
+            found["vision"] = blip.read_vision(tensors, layers, place=_below(place, "vision"))
+        found["qformer"] = blip.read_qformer(tensors, options, place=_below(place, "qformer"))
+        own = {name: x for name, x in tensors.items() if name.startswith("language_projection.")}
+        found["project"] = read_leaves(_PROJECTION, own, _below(place, "project"))
+        found["decoder"] = llama.read_decoder(
+            tensors, fields["decoder"], PREFIX, _below(place, "decoder")
+        )
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return trees.named(found)
+
+
+def _below(place: Place | None, branch: str) -> Place | None:
+    """`place` for the paths of one part."""
+    if place is None:
+        return None
+    return lambda path, shape: place(f"{branch}/{path}", shape)
+
+
+def projection_names(project: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Published names and layouts of the projection."""
+    return {
+        "language_projection.weight": np.asarray(project["kernel"]).T,
+        "language_projection.bias": np.asarray(project["bias"]),
+    }

@@ -1,0 +1,509 @@
+"""Questions about clips: from a configuration to data, tokenizers, weights and facts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import numpy as np
+
+from jaxvsa.core import trees
+from jaxvsa.core.config import build
+from jaxvsa.core.errors import UserError
+from jaxvsa.data.corpus import Comments
+from jaxvsa.data.features import FeatureTable, Manifest
+from jaxvsa.data.language import LanguageCodec, cut_left, ragged
+from jaxvsa.data.pipeline import batches
+from jaxvsa.data.plan import BatchPlan
+from jaxvsa.data.prepared import Prepared
+from jaxvsa.data.question_batches import Clips, QuestionExamples, choices_of
+from jaxvsa.data.questions import (
+    VideoQuestion,
+    lettered_options,
+    llm_text,
+    qformer_text,
+)
+from jaxvsa.data.text import TextCodec
+from jaxvsa.interop.instructblip import read_fields, read_weights
+from jaxvsa.interop.names import Place
+from jaxvsa.interop.roberta import check_vocab
+from jaxvsa.systems.base import Params, abstract_batch
+from jaxvsa.systems.mtransllama.model import ModelOptions
+from jaxvsa.systems.mtransllama.system import Facts, WeightsOptions
+from jaxvsa.systems.mtransllama.system import build as build_system
+from jaxvsa.workflows.clips_demo import ensure_base, ensure_clips
+from jaxvsa.workflows.comments import RESIDENT_SHARE, device_bytes
+from jaxvsa.workflows.prepare_questions import RECORD, read_question
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Section `data` of a configuration.
+
+    Attributes:
+        root: folder written by `python -m jaxvsa.prepare`; "demo" and "demo_frames" are the
+            synthetic clips.
+        protocol: which split; the name of a family of folds ("released5") stands for all of them.
+        llm_text: what the language model reads: the "question", or the dialogue, too ("full").
+        shapes: most padded shapes of the batches of a split; each is one compilation.
+        resident: the clips lie on the device as one array, "yes" or "no"; "auto" if they take no
+            more than `RESIDENT_SHARE` of its memory.
+        vocab_size: ids of the tokenizers trained on the train questions without `weights.base`.
+    """
+
+    root: str
+    protocol: str
+    llm_text: Literal["question", "full"]
+    shapes: int
+    resident: Literal["auto", "yes", "no"]
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codecs:
+    """The tokenizers of both readers.
+
+    Attributes:
+        language: of the language model.
+        words: of the Q-Former.
+    """
+
+    language: LanguageCodec
+    words: TextCodec
+
+    def to_json(self) -> str:
+        """Both as text."""
+        parts = {"language": self.language.to_json(), "words": self.words.to_json()}
+        return json.dumps(parts)
+
+
+def read_codec(text: str) -> Codecs:
+    """What `Codecs.to_json` wrote.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    try:
+        parts = json.loads(text)
+        found = parts["language"], parts["words"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not the stored tokenizers of a run: {error}") from error
+    return Codecs(LanguageCodec.from_json(found[0]), TextCodec.from_json(found[1]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batching:
+    """How questions become batches: what of a configuration the pipeline needs.
+
+    Attributes:
+        data: see `DataOptions`.
+        model: see `ModelOptions`.
+        cut: texts that lost their beginning so far: "prompts" and "words".
+    """
+
+    data: DataOptions
+    model: ModelOptions
+    cut: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Batching:
+        """Read from a resolved configuration."""
+        data = build(DataOptions, config["data"], "config.data")
+        if data.shapes < 1:
+            raise UserError(f"config.data.shapes is {data.shapes}; 1 is the least")
+        return cls(data, ModelOptions.of(config["model"], 1))
+
+    def is_resident(self, features: FeatureTable | None) -> bool:
+        """Whether the clips lie on the device as one array; see `DataOptions`."""
+        if features is None or self.data.resident == "no":
+            return False
+        fits = features.values_nf.nbytes <= device_bytes() * RESIDENT_SHARE
+        return fits or self.data.resident == "yes"
+
+    def examples(
+        self,
+        comments: Comments,
+        codec: Codecs,
+        row_b: np.ndarray | None,
+        features: FeatureTable | None,
+        share: bool = False,
+    ) -> QuestionExamples:
+        """All questions, tokenised once."""
+        del share  # every question has a clip of its own
+        model, asked = self.model, [read_question(text) for text in comments.extra[RECORD]]
+        language = codec.language
+        prompts = language.prompts([llm_text(one, self.data.llm_text) for one in asked])
+        answers = language.answers([one.answer for one in asked])
+        offered = [text for one in asked for text in answer_texts(one)]
+        words = None
+        if model.reads_words:
+            texts = [qformer_text(one) for one in asked]
+            tokens = codec.words.encode(texts, 1 << 30)
+            ends = (tokens.start_b + tokens.length_b).tolist()
+            rows = [
+                tokens.ids_n[first:last].tolist()
+                for first, last in zip(tokens.start_b.tolist(), ends, strict=True)
+            ]
+            words = ragged(self._cut("words", rows, model.max_words, comments.key))
+        clips = None
+        if model.variant == "both" and row_b is not None and features is not None:
+            clips = self._clips(row_b, features)
+        return QuestionExamples(
+            ragged(self._cut("prompts", prompts, model.max_prompt, comments.key)),
+            ragged(_short(answers, model.max_answer, comments.key)),
+            words,
+            comments.labels,
+            choices_of(
+                ragged(_short(language.answers(offered), model.max_answer, comments.key)),
+                [len(answer_texts(one)) for one in asked],
+            ),
+            clips,
+            language.pad_id,
+        )
+
+    def _cut(
+        self, name: str, rows: list[list[int]], limit: int, keys: Sequence[str]
+    ) -> list[list[int]]:
+        """Rows of at most `limit` ids, or an error, as the options say."""
+        if self.model.long == "error":
+            for key, row in zip(keys, rows, strict=True):
+                if len(row) > limit:
+                    raise UserError(
+                        f"question '{key}': its text for {_READERS[name]} has {len(row)} tokens, "
+                        f"config.model.{_LIMITS[name]} is {limit}; raise it, or set "
+                        "config.model.long=left to drop what was said first"
+                    )
+        found, count = cut_left(rows, limit)
+        self.cut[name] = self.cut.get(name, 0) + count
+        return found
+
+    def _clips(self, row_b: np.ndarray, features: FeatureTable) -> Clips:
+        model = self.model
+        patches = 0 if features.dtype == "uint8" else model.vision.num_tokens
+        clips = Clips(row_b, features, model.num_frames, patches, self.is_resident(features))
+        if model.short == "error":
+            frames_g = clips.frames()
+            few = [name for name, g in features.row.items() if frames_g[g] < model.num_frames]
+            if few:
+                raise UserError(
+                    f"clip '{few[0]}' has {frames_g[features.row[few[0]]]} frames, "
+                    f"config.model.num_frames is {model.num_frames} ({len(few)} such clips); set "
+                    "config.model.short=repeat to repeat the last frame"
+                )
+        return clips
+
+    def plan(self, examples: QuestionExamples, batch_size: int, **how: Any) -> BatchPlan:
+        """The batches of all examples; `how` as in `BatchPlan`."""
+        return BatchPlan(examples.axes(), batch_size, shapes=self.data.shapes, **how)
+
+    def shuffled(self, examples: QuestionExamples, batch_size: int, **how: Any) -> BatchPlan:
+        """The batches of training."""
+        return self.plan(examples, batch_size, **how)
+
+    def in_order(
+        self, examples: QuestionExamples, batch_size: int, shards: tuple[Sequence[int], int]
+    ) -> grain.MapDataset:
+        """Every example once, for evaluation; shuffles nothing. `shards` as in `batches`."""
+        plan = self.plan(examples, batch_size, order=examples.in_order(), groups=shards[1])
+        return batches(plan, examples, shards=shards)
+
+
+_READERS = {"prompts": "the language model", "words": "the Q-Former"}
+_LIMITS = {"prompts": "max_prompt", "words": "max_words"}
+
+
+def answer_texts(question: VideoQuestion) -> tuple[str, ...]:
+    """The answers that are compared by likelihood; none if the answer is open."""
+    if question.answer in question.options:
+        return question.options
+    lettered = lettered_options(question.options)
+    opened = question.answer_prefix.endswith("(")
+    return tuple(text[1:] for text in lettered) if opened else lettered
+
+
+def _short(rows: list[list[int]], limit: int, keys: Sequence[str]) -> list[list[int]]:
+    """Answers lose their end beyond `limit`, but keep their end token."""
+    del keys
+    return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembled:
+    """What a run reads.
+
+    Attributes:
+        config: resolved: sizes are those of the weights.
+        prepared: the data set.
+        codec: both tokenizers.
+        facts: the system's `Facts`.
+        base: where the image model's weights are; "" = from scratch.
+        fields: of its config.json; {} if it is a run of ours.
+    """
+
+    config: dict[str, Any]
+    prepared: Prepared
+    codec: Codecs
+    facts: Facts
+    base: str
+    fields: dict[str, dict[str, Any]]
+
+    noun = "questions"
+    fresh = r"qformer/(.*/(lora_\w+|router_\w+)/.*|(query|frame)_position|.*/time_gate)"
+    """Parameters that the image model does not have."""
+
+    @property
+    def protocol(self) -> str:
+        """The split protocol."""
+        return self.config["data"]["protocol"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the protocol that have questions."""
+        counts = self.prepared.protocols[self.protocol]
+        return tuple(split for split, count in counts.items() if count)
+
+    @functools.cached_property
+    def batching(self) -> Batching:
+        """See `Batching`."""
+        return Batching.of(self.config)
+
+    @property
+    def features(self) -> FeatureTable | None:
+        """The clips, if the model sees them."""
+        return self.prepared.features() if self.batching.model.variant == "both" else None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the clips, if the model sees them."""
+        found = self.prepared.manifest if self.batching.model.variant == "both" else None
+        return None if found is None else Manifest.from_dict(found)
+
+    def comments(self, split: str) -> Comments:
+        """The questions of a split."""
+        return self.prepared.comments(self.protocol, split)
+
+    def examples(self, split: str) -> QuestionExamples:
+        """The questions of a split, tokenised."""
+        comments, features = self.comments(split), self.features
+        row_b = None if features is None else features.rows(comments.video)
+        return self.batching.examples(comments, self.codec, row_b, features)
+
+    def sizes(self, batch_size: int = 1) -> dict[str, int]:
+        """Sizes of a batch whose rows are all as long as they can be."""
+        model, width = self.batching.model, self.facts.feature_width
+        most = max((len(names) for names in self.facts.label_names.values()), default=1)
+        return {
+            "b": batch_size, "n": model.max_prompt, "a": model.max_answer, "l": model.max_words,
+            "t": model.num_frames, "p": model.vision.num_tokens, "f": width, "i": width,
+            "c": most, "y": model.max_answer,
+        }  # fmt: skip
+
+    def given(self, place: Place) -> tuple[dict[str, Any], str]:
+        """Parameters by path of the image model, and where they are; {} from scratch."""
+        if not self.base:
+            return {}, ""
+        pixels = self.facts.video == "pixels"
+        return read_base(self.config, self.base, self.fields, pixels, place), self.base
+
+    def about(self) -> list[str]:
+        """What to know of the texts, a line each."""
+        model = self.batching.model
+        lines = [
+            f"text: {self.facts.vocab_size:,} tokens, of the Q-Former "
+            f"{self.facts.words_size if model.reads_words else 0:,}; "
+            f"{model.num_visual} visual tokens of {model.num_frames} frames"
+        ]
+        cut = {name: count for name, count in self.batching.cut.items() if count}
+        lines += [
+            f"{count:,} texts were too long for {_READERS[name]} and lost what was said first"
+            for name, count in cut.items()
+        ]
+        return lines
+
+
+def read_base(
+    config: Mapping[str, Any],
+    base: str,
+    fields: Mapping[str, Any],
+    pixels: bool,
+    place: Place | None = None,
+) -> dict[str, Any]:
+    """Parameters by path of the image model.
+
+    Args:
+        config: resolved.
+        base: a Hugging Face folder, or a run.
+        fields: of its config.json; {} for a run.
+        pixels: the vision transformer is needed.
+        place: see `interop.instructblip.read_weights`.
+    """
+    if not fields:
+        from jaxvsa.workflows.runs import read_trained
+
+        found = trees.named(read_trained(base, "newest").params)
+        kept = {"both": ("qformer", "project", "decoder"), "text": ("decoder",)}
+        parts = (*kept[config["model"]["variant"]], *(("vision",) if pixels else ()))
+        new = Assembled.fresh
+        return {
+            path: leaf for path, leaf in found.items()
+            if path.startswith(parts) and not re.fullmatch(new, path)
+        }  # fmt: skip
+    options = ModelOptions.of(config["model"], fields.get("qformer", {}).get("vocab_size", 0))
+    found = read_weights(base, fields, options.qformer, place, pixels)
+    if config["model"]["variant"] == "text":
+        found = {path: leaf for path, leaf in found.items() if path.startswith("decoder/")}
+    return found
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is a run of ours and not a Hugging Face folder."""
+    return (Path(folder) / "checkpoints").is_dir()
+
+
+def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
+    """Opens the data, tokenizers and weights of a configuration.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+    """
+    resolved = copy.deepcopy(dict(config))
+    options = build(DataOptions, config["data"], "config.data")
+    weights = build(WeightsOptions, config["weights"], "config.weights")
+    if not options.root:
+        raise UserError(
+            "config.data.root is empty; write the data once with `python -m jaxvsa.prepare mustard "
+            "--root MUSTARD/ --out DIR` and pass --config.data.root=DIR"
+        )
+    root = ensure_clips(run, options.root, config["seed"])
+    prepared = Prepared.open(root)
+    base = resolved["weights"]["base"] = ensure_base(run, weights.base)
+    train = prepared.comments(options.protocol, "train")
+    if RECORD not in train.extra:
+        raise UserError(f"{root} holds comments, not questions; prepare it with a source of those")
+    fields: dict[str, dict[str, Any]] = {}
+    if base and is_run(base):
+        codec, sizes = _codec_of_run(base, resolved)
+    elif base:
+        fields = read_fields(base)
+        codec, sizes = _codec_of_folder(base, fields, resolved)
+    else:
+        codec, sizes = _train_codecs(train, options)
+    manifest = prepared.manifest
+    stored = "" if manifest is None else "pixels" if manifest["dtype"] == "uint8" else "patches"
+    if resolved["model"]["variant"] == "text":
+        manifest, stored = None, ""
+    facts = Facts(
+        label_names={task: tuple(names) for task, names in prepared.labels.items()},
+        vocab_size=sizes[0],
+        pad_id=codec.language.pad_id,
+        eos_id=codec.language.eos_id,
+        words_size=sizes[1],
+        video=stored,
+        feature_width=0 if manifest is None else manifest["width"],
+        feature_dtype="" if manifest is None else manifest["dtype"],
+    )
+    return Assembled(resolved, prepared, codec, facts, base, fields)
+
+
+def _codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, int]]:
+    """Tokenizers and table sizes of a run; its sizes become those of the model."""
+    from jaxvsa.workflows.runs import read_trained
+
+    trained = read_trained(base, "newest")
+    theirs = trained.config["model"]
+    for section in ("vision", "decoder"):
+        config["model"][section] = copy.deepcopy(theirs[section])
+    for name in _SHAPE:
+        config["model"]["qformer"][name] = theirs["qformer"][name]
+    return trained.codec, (trained.facts.vocab_size, trained.facts.words_size)
+
+
+_SHAPE = (
+    "num_layers", "width", "num_heads", "mlp_width", "num_queries", "max_positions", "cross_every",
+    "norm_eps",
+)  # fmt: skip
+
+
+def _codec_of_folder(
+    base: str, fields: Mapping[str, Mapping[str, Any]], config: dict[str, Any]
+) -> tuple[Codecs, tuple[int, int]]:
+    """Likewise, of a Hugging Face folder."""
+    model = config["model"]
+    if "qformer" not in fields and model["variant"] == "both":
+        raise UserError(
+            f"config.weights.base: {base} is a language model alone; name an InstructBLIP or "
+            "BLIP-2 folder, or use config.model.variant='text'"
+        )
+    for section, found in fields.items():
+        model[section].update({k: v for k, v in found.items() if k != "vocab_size"})
+    language = LanguageCodec.from_folder(base)
+    size = fields["decoder"]["vocab_size"]
+    check_vocab(language.vocab_size, size)
+    words_size = fields.get("qformer", {}).get("vocab_size", 0)
+    if model["variant"] == "both" and model["max_words"] and not words_size:
+        raise UserError(
+            f"config.weights.base: {base} is BLIP-2, whose Q-Former reads no text; set "
+            "config.model.max_words=0"
+        )
+    if not words_size:
+        return Codecs(language, TextCodec.train_bpe([], 261)), (size, 0)
+    words = TextCodec.from_folder(Path(base) / "qformer_tokenizer")
+    check_vocab(words.vocab_size, words_size)
+    return Codecs(language, words), (size, words_size)
+
+
+def _train_codecs(train: Comments, options: DataOptions) -> tuple[Codecs, tuple[int, int]]:
+    """Tokenizers of the train questions."""
+    asked = [read_question(text) for text in train.extra[RECORD]]
+    texts = [llm_text(one, "full") for one in asked]
+    texts += [text for one in asked for text in (one.answer, *answer_texts(one))]
+    language = LanguageCodec.train_bpe(texts, options.vocab_size)
+    words = TextCodec.train_bpe([qformer_text(one) for one in asked], options.vocab_size)
+    return Codecs(language, words), (language.vocab_size, words.vocab_size)
+
+
+def read_params(
+    meta: Mapping[str, Any], config: dict[str, Any], facts: Facts, learn: Params
+) -> tuple[Params, Params]:
+    """Parameters that learn, and those that are frozen; see `comments.read_params`."""
+    return learn, read_held(config, facts, meta["held"]) if meta["held"] else {}
+
+
+def read_held(config: dict[str, Any], facts: Facts, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The frozen parameters, which checkpoints do not repeat, checked against their digests.
+
+    Raises:
+        UserError: they are gone, or others than those trained with.
+    """
+    base = config["weights"]["base"]
+    fields = {} if is_run(base) else read_fields(base)
+    found = read_base(config, base, fields, facts.video == "pixels")
+    abstract = abstract_params(config, facts)
+    held = {}
+    for path in digests:
+        leaf = found.get(path)
+        if leaf is None:  # a row of zeros that does not learn
+            leaf = np.zeros(abstract[path].shape, np.float32)
+        held[path] = np.asarray(leaf).astype(abstract[path].dtype)
+    if trees.digests(trees.nest(held)) != digests:
+        raise UserError(
+            f"{base} holds other weights than the run was trained with; restore the original there"
+        )
+    return trees.nest(held)
+
+
+def abstract_params(config: Mapping[str, Any], facts: Facts) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every parameter by path."""
+    system = build_system(config, facts)
+    shell = Assembled(dict(config), None, None, facts, "", {})  # type: ignore[arg-type]
+    batch = abstract_batch(system, shell.sizes())
+    params = jax.eval_shape(system.init, jax.random.key(0), batch)
+    return trees.named(params)
