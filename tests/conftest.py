@@ -84,3 +84,9 @@ def csmv_path(real_path: Callable[[str], Path]) -> Path:
 def minilm_path(real_path: Callable[[str], Path]) -> Path:
     """Hugging Face folder of all-MiniLM-L6-v2."""
     return real_path("JAXVSA_MINILM")
+
+
+@pytest.fixture(scope="session")
+def mustard_path(real_path: Callable[[str], Path]) -> Path:
+    """Folder of MUStARD's annotations and folds."""
+    return real_path("JAXVSA_MUSTARD")
