@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxvsa.metrics.baselines import majority, video_majority
+from jaxvsa.data.sources import mustard
+from jaxvsa.metrics.baselines import majority, option_chance, speaker_prior, video_majority
 
 pytestmark = pytest.mark.smoke
 
@@ -75,3 +76,41 @@ def test_video_majority_on_csmv_gives_the_known_figures(csmv_path, task, dev, te
     for split, want in (("dev", dev), ("test", test)):
         predicted_b = video_majority(videos["train"], labels["train"], videos[split])
         assert round(100 * np.mean(predicted_b == labels[split]), 2) == want
+
+
+def test_speaker_prior_by_hand():
+    speaker = ["a", "a", "b", "b", "b", "c", "c", "d", "d"]
+    label_n = np.array([0, 1, 1, 0, 0, 2, 0, 1, 1])
+    predicted_b = speaker_prior(speaker, label_n, ["d", "c", "b", "a", "unseen"])
+    # a: tie of 0 and 1, 1 wins; c: tie of 0 and 2, the lower wins; unseen: 0 is most frequent.
+    np.testing.assert_array_equal(predicted_b, [1, 0, 0, 1, 0])
+    assert predicted_b.dtype == np.int32
+    assert speaker_prior(speaker, label_n, ["a"], tie_label=0) == [0]
+    with pytest.raises(ValueError, match="zip"):
+        speaker_prior(speaker[1:], label_n, ["a"])
+    with pytest.raises(ValueError, match="no train labels"):
+        speaker_prior([], np.array([], np.int32), ["a"])
+
+
+def test_option_chance_by_hand():
+    assert option_chance([2, 4, 4]) == pytest.approx(1 / 3)
+    for wrong in ([], [2, 0]):
+        with pytest.raises(ValueError, match="chance needs questions with at least one option"):
+            option_chance(wrong)
+
+
+@pytest.mark.real_data
+def test_baselines_on_mustard_give_the_known_figures(mustard_path):
+    most, prior = [], []
+    for fold in range(5):
+        found = mustard.read_release(mustard_path, fold=fold)
+        train, test = found.split("train"), found.split("test")
+        train_label_n = np.array([question.label for question in train])
+        label_b = np.array([question.label for question in test])
+        most.append(int((majority(train_label_n, len(test)) == label_b).sum()))
+        speakers = [[question.extra["speaker"] for question in part] for part in (train, test)]
+        predicted_b = speaker_prior(speakers[0], train_label_n, speakers[1])
+        prior.append(int((predicted_b == label_b).sum()))
+    assert prior == [90, 97, 91, 97, 101] and sum(prior) == 476
+    assert round(100 * sum(prior) / 690, 2) == 68.99
+    assert round(100 * sum(most) / 690, 2) == 45.94
