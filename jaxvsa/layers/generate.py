@@ -237,12 +237,11 @@ def generate(
         return decoder.apply({"params": params}, token_b, cache, method=column)
 
     first_bv, cache = decoder.apply({"params": params}, method=prompt)
-    ends: dict[str, int] = {"num_tokens": num_tokens, "eos_id": eos_id, "pad_id": pad_id}
     if num_beams == 1:
-        return greedy(step, first_bv, cache, **ends)
+        return greedy(step, first_bv, cache, num_tokens=num_tokens, eos_id=eos_id, pad_id=pad_id)
     out_bwl, _ = beam_search(
-        step, first_bv, cache, Cache.take, num_beams=num_beams, length_penalty=length_penalty,
-        **ends,
+        step, first_bv, cache, Cache.take, num_tokens=num_tokens, num_beams=num_beams,
+        length_penalty=length_penalty, eos_id=eos_id, pad_id=pad_id,
     )  # fmt: skip
     return out_bwl[:, 0]
 

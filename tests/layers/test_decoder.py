@@ -13,7 +13,6 @@ import pytest
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.layers.decoder import Decoder, RMSNorm, RopeScaling, rope_angles, rotate
-from jaxvsa.layers.generate import greedy
 
 
 def make(**changes: Any) -> Decoder:
@@ -153,23 +152,6 @@ def test_tied_head_is_the_word_table() -> None:
     want = scores(make(), {**params, "head": head}, IDS, np.ones(IDS.shape, bool))
     got = scores(decoder, params, IDS, np.ones(IDS.shape, bool))
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-
-
-def test_greedy_follows_a_table_and_stops() -> None:
-    """Token n is followed by n + 1; 5 ends."""
-    calls = []
-
-    def step(token_b: jax.Array, cache: jax.Array) -> tuple[jax.Array, jax.Array]:
-        jax.debug.callback(lambda: calls.append(1))
-        return jax.nn.one_hot(token_b + 1, 9), cache + 1
-
-    first_bv = jax.nn.one_hot(jnp.array([3, 1]), 9)
-    got = jax.jit(
-        lambda first: greedy(step, first, jnp.zeros(()), num_tokens=8, eos_id=5, pad_id=0)
-    )(first_bv)
-    np.testing.assert_array_equal(got, [[3, 4, 5, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 0, 0, 0]])
-    jax.effects_barrier()
-    assert len(calls) == 5
 
 
 @pytest.mark.parametrize(
