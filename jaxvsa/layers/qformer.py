@@ -372,6 +372,8 @@ class QFormer(nn.Module):
             return x_btqd.reshape(len(x_btqd), -1, self.options.width)
         if self.options.aggregate == "last":
             return x_btqd[:, -1]
-        return (
-            jnp.max(x_btqd, axis=1) if self.options.aggregate == "max" else jnp.mean(x_btqd, axis=1)
-        )
+        if self.options.aggregate == "max":
+            # The gradient of jnp.max compares again, and is 0/0 where XLA computes x_btqd twice.
+            best_b1qd = jnp.argmax(x_btqd, axis=1, keepdims=True)
+            return jnp.take_along_axis(x_btqd, best_b1qd, axis=1)[:, 0]
+        return jnp.mean(x_btqd, axis=1)

@@ -2,137 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interop.qformer_oracle import (
+    SIZES,
+    STILL,
+    Video,
+    apply,
+    hf_frames,
+    hf_model,
+    inputs,
+    make,
+    random_params,
+    without,
+)
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named, nest
-from jaxvsa.interop.blip import modern, read_qformer, read_vision, to_names
-from jaxvsa.layers.lora import LoraOptions, merge
-from jaxvsa.layers.qformer import QFormer, QFormerOptions
-from jaxvsa.layers.routing import RoutingOptions
+from jaxvsa.interop.blip import read_projection, read_qformer, read_vision, sizes_of, to_names
+from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.vision import VisionOptions, VisionTransformer
-
-SIZES: dict[str, Any] = {
-    "num_layers": 4, "width": 32, "num_heads": 4, "mlp_width": 40, "num_queries": 5,
-    "vocab_size": 31, "max_positions": 12, "cross_every": 2, "norm_eps": 1e-12, "max_frames": 8,
-    "temporal": True, "temporal_gate": "none", "order": "s-t-c", "temporal_tokens": "query",
-    "aggregate": "concat",
-}  # fmt: skip
-PLAIN: dict[str, Any] = {
-    "enabled": False, "combine": "hadamard", "orders": (0, 1, 2, 3), "schedule": "grow",
-    "cross_modal": "full", "temporal": True, "pool": "query", "hidden": 6, "norm": "softmax",
-    "routing": "soft", "tau": 1.0, "first_bias": 3.0,
-}  # fmt: skip
-LORA = LoraOptions(3, 6.0, ("space", "time", "cross"))
-PATCHES, VISION_WIDTH = 7, 24
-
-
-def make(lora: LoraOptions = LORA, routing: dict[str, Any] | None = None, **sizes: Any) -> QFormer:
-    return QFormer(
-        QFormerOptions(**{**SIZES, **sizes}), lora, RoutingOptions(**{**PLAIN, **(routing or {})}),
-        Precision(),
-    )  # fmt: skip
-
-
-def inputs(num_frames: int, text: bool = True, rows: int = 2) -> tuple[Any, ...]:
-    rng = np.random.default_rng(num_frames)
-    frames = rng.normal(size=(rows, num_frames, PATCHES, VISION_WIDTH)).astype(np.float32)
-    if not text:
-        return frames, None, None, np.arange(rows)
-    ids_bl = rng.integers(1, 31, (rows, 6)).astype(np.int32)
-    keep_bl = np.arange(6)[None] < np.array([6, 4, 5, 3])[:rows, None]
-    return frames, np.where(keep_bl, ids_bl, 0), keep_bl, np.arange(rows)
-
-
-@functools.cache
-def random_params(qformer: QFormer, text: bool = True) -> Any:
-    """Every leaf random, low-rank changes and positions too."""
-    shapes = jax.eval_shape(
-        lambda: qformer.init(jax.random.key(0), *inputs(2, text), True)
-    )["params"]  # fmt: skip
-    rng = np.random.default_rng(7)
-    return nest({
-        path: (path.endswith("scale") + 0.2 * rng.normal(size=x.shape)).astype(np.float32)
-        for path, x in named(shapes).items()
-    })  # fmt: skip
-
-
-def without(params: Any, *parts: str) -> Any:
-    """Leaves whose path holds one of `parts` are zero."""
-    return nest({
-        path: np.zeros_like(leaf) if any(part in path for part in parts) else leaf
-        for path, leaf in named(params).items()
-    })  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(qformer: QFormer, params: Any, *args: Any) -> jax.Array:
-    return qformer.apply({"params": params}, *args, True)
-
-
-def hf_model(qformer: QFormer, params: Any) -> Any:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    options = qformer.options
-    common = {
-        "hidden_size": options.width, "num_hidden_layers": options.num_layers,
-        "num_attention_heads": options.num_heads, "intermediate_size": options.mlp_width,
-        "encoder_hidden_size": VISION_WIDTH, "cross_attention_frequency": options.cross_every,
-        "layer_norm_eps": options.norm_eps, "attn_implementation": "eager",
-    }  # fmt: skip
-    if options.vocab_size:
-        model = transformers.InstructBlipQFormerModel(
-            transformers.InstructBlipQFormerConfig(
-                **common, vocab_size=options.vocab_size,
-                max_position_embeddings=options.max_positions, pad_token_id=0,
-            )
-        )  # fmt: skip
-    else:
-        model = transformers.Blip2QFormerModel(
-            transformers.Blip2QFormerConfig(**common, use_qformer_text_input=False)
-        )
-    tensors = to_names(params, options, prefix="")
-    del tensors["query_tokens"]
-    state = {name: torch.tensor(np.ascontiguousarray(array)) for name, array in tensors.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected, unexpected
-    # The last layers of a model without text have networks for it that nothing runs.
-    assert all("position_ids" in name for name in missing), missing
-    return model.eval()
-
-
-def hf_frames(model: Any, params: Any, args: tuple[Any, ...]) -> np.ndarray:
-    """The image model, frame by frame: (b,tq,d)."""
-    torch = pytest.importorskip("torch")
-
-    frames, ids_bl, keep_bl, _ = args
-    rows, num_frames = frames.shape[:2]
-    query_qd = torch.tensor(params["queries"])
-    found = []
-    with torch.no_grad():
-        for t in range(num_frames):
-            more = {}
-            if ids_bl is not None:
-                ones = np.ones((rows, len(query_qd)), np.int64)
-                keep = np.concatenate([ones, keep_bl.astype(np.int64)], axis=1)
-                more = {"input_ids": torch.tensor(ids_bl).long(),
-                        "attention_mask": torch.tensor(keep)}  # fmt: skip
-            out = model(
-                query_embeds=query_qd[None].expand(rows, -1, -1),
-                encoder_hidden_states=torch.tensor(frames[:, t]), **more,
-            )  # fmt: skip
-            found.append(out.last_hidden_state[:, : len(query_qd)].numpy())
-    return np.concatenate(found, axis=1)
-
-
-STILL = ("lora_", "_position")
 
 
 @pytest.mark.torch
@@ -166,116 +60,71 @@ def test_c_one_frame_is_not_the_image_model_without_a_gate() -> None:
     assert np.abs(np.asarray(apply(qformer, params, *args)) - want).max() > 0.1
 
 
-def merged_layer(layer: Any, ours: Any, block: str, use: str) -> Any:
-    """A copy of an attention of the oracle with the low-rank change of one use merged in."""
-    torch = pytest.importorskip("torch")
-
-    theirs = copy.deepcopy(layer.attention if block == "attention" else layer.crossattention)
-    for name in ("query", "value"):
-        kernel = np.asarray(merge(ours[block][name], use, LORA)["kernel"])
-        getattr(theirs.attention, name).weight = torch.nn.Parameter(torch.tensor(kernel.T.copy()))
-    return theirs
-
-
-def oracle(qformer: QFormer, params: Any, args: tuple[Any, ...]) -> Any:
-    """Anchor D: the video Q-Former put together from the layers of transformers, in torch."""
-    torch = pytest.importorskip("torch")
-
-    model = hf_model(qformer, params)
-    frames, ids_bl, keep_bl, _ = args
-    (rows, num_frames), num_queries = frames.shape[:2], qformer.options.num_queries
-    width = qformer.options.width
-    query = torch.tensor(params["queries"] + params["query_position"])
-    query = query[None] + torch.tensor(params["frame_position"])[:num_frames, None]
-    word = model.embeddings.word_embeddings(torch.tensor(ids_bl).long())
-    word = word + model.embeddings.position_embeddings.weight[None, : ids_bl.shape[1]]
-    x = torch.cat(
-        [query.repeat(rows, 1, 1), word.repeat_interleave(num_frames, dim=0)], dim=1
-    )  # fmt: skip
-    x = model.embeddings.layernorm(x)
-    keep = np.concatenate([np.ones((rows, num_queries), bool), keep_bl], axis=1)
-    keep = torch.tensor(keep).repeat_interleave(num_frames, dim=0)
-    bias = torch.zeros(keep.shape).masked_fill(~keep, -1e9)[:, None, None]
-    patches = torch.tensor(frames).reshape(-1, PATCHES, VISION_WIDTH)
-    for i, layer in enumerate(model.encoder.layer):
-        ours = params[f"layer_{i}"]
-        x = merged_layer(layer, ours, "attention", "space")(x, attention_mask=bias)
-        query, word = x[:, :num_queries], x[:, num_queries:]
-        z = query.reshape(rows, num_frames, num_queries, width).transpose(1, 2)
-        z = z.reshape(-1, num_frames, width)
-        z = merged_layer(layer, ours, "attention", "time")(z)
-        query = z.reshape(rows, num_queries, num_frames, width).transpose(1, 2)
-        query = query.reshape(-1, num_queries, width)
-        if i % 2 == 0:
-            cross = merged_layer(layer, ours, "cross", "cross")
-            query = cross(query, encoder_hidden_states=patches)
-        query = layer.feed_forward_chunk_query(query)
-        x = torch.cat([query, layer.feed_forward_chunk(word)], dim=1)
-    return x[:, :num_queries].reshape(rows, -1, width)
-
-
 @pytest.mark.torch
 def test_d_space_time_and_patches_with_three_changes() -> None:
     qformer = make()
     params, args = random_params(qformer), inputs(4)
-    want = oracle(qformer, params, args).detach().numpy()
+    want = Video(qformer, params)(*args).detach().numpy()
     np.testing.assert_allclose(apply(qformer, params, *args), want, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("blind", [True, False])
-def test_e_the_order_of_frames_counts_only_with_positions(blind: bool) -> None:
-    qformer = make(aggregate="mean")
-    params = without(random_params(qformer), "frame_position" if blind else "nothing")
-    frames, *rest = inputs(4)
-    moved = apply(qformer, params, frames[:, [2, 0, 3, 1]], *rest)
-    difference = np.abs(np.asarray(moved - apply(qformer, params, frames, *rest))).max()
-    assert difference < 1e-5 if blind else difference > 1e-2
+ROUTED = {"enabled": True, "schedule": "all"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one_frame": {"num_frames": 1},
+    "no_text": {"text": False, "vocab_size": 0},
+    "no_time": {"temporal": False},
+    "turned": {
+        "temporal_gate": "zero", "order": "s-c-t", "temporal_tokens": "all",
+        "lora": LoraOptions(2, 2.0, ("space", "time")),
+    },
+    "max": {"aggregate": "max"},
+    "grown": {"routing": {"enabled": True, "combine": "hadamard"}},
+    "hadamard_not_normal": {"routing": {**ROUTED, "combine": "hadamard", "norm": "none"}},
+    "mixture": {"routing": {**ROUTED, "combine": "mixture", "temporal": False}},
+    "log_apart": {"routing": {**ROUTED, "combine": "log", "cross_modal": "none"}},
+    "hard": {"routing": {**ROUTED, "combine": "mixture", "routing": "hard"}},
+    "everything": {
+        "routing": {**ROUTED, "combine": "mixture", "pool": "all"}, "temporal_gate": "zero",
+        "order": "s-c-t", "temporal_tokens": "all", "aggregate": "mean",
+    },
+}  # fmt: skip
+# What gets no gradient by its nature: one frame is attended to whatever the query, weights of one
+# mask alone do not depend on the router, and attention over time may be off.
+ASLEEP = {"one_frame": "query/lora_time", "no_time": "lora_time", "hard": "router_"}
 
 
-def test_padding_of_the_text_and_other_rows_change_nothing() -> None:
-    qformer = make(routing={"enabled": True, "combine": "log", "pool": "all"})
-    params = random_params(qformer)
-    frames, ids_bl, keep_bl, example_b = inputs(3)
-    whole = apply(qformer, params, frames, ids_bl, keep_bl, example_b)
-    other = np.where(keep_bl, ids_bl, 9)
-    np.testing.assert_allclose(
-        apply(qformer, params, frames, other, keep_bl, example_b), whole, rtol=1e-5, atol=1e-5
-    )
-    alone = apply(qformer, params, frames[1:], ids_bl[1:, :4], keep_bl[1:, :4], example_b[1:])
-    np.testing.assert_allclose(alone, whole[1:], rtol=1e-5, atol=1e-5)
+@pytest.mark.torch
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_choice_forward_and_all_gradients(variant: str) -> None:
+    """Against the oracle: what is new, what is frozen, and the patches that come in."""
+    torch = pytest.importorskip("torch")
+    changes = dict(VARIANTS[variant])
+    num_frames, text = changes.pop("num_frames", 3), changes.pop("text", True)
+    qformer = make(**{"num_layers": 2, **changes})
+    params, (frames, *rest) = random_params(qformer, text), inputs(num_frames, text)
+    video = Video(qformer, params)
+    patches = torch.tensor(frames, requires_grad=True)
+    want = video(patches, *rest)
+    weight = np.random.default_rng(1).normal(size=want.shape).astype(np.float32)
+    (want * torch.tensor(weight)).sum().backward()
 
+    def loss(params: Any, frames: Any) -> tuple[jax.Array, jax.Array]:
+        got = apply(qformer, params, frames, *rest)
+        return jnp.sum(got * weight), got
 
-@pytest.mark.parametrize("gate", ["none", "zero"])
-def test_gradients_of_a_new_model(gate: str) -> None:
-    """A closed gate keeps gradients from what lies behind it, and gets one itself."""
-    qformer = make(temporal_gate=gate, aggregate="mean",
-                   routing={"enabled": True, "schedule": "all"})  # fmt: skip
-    params = without(random_params(qformer), "time_gate")
-
-    def loss(params: Any) -> jax.Array:
-        return jnp.sum(jnp.sin(apply(qformer, params, *inputs(3))))
-
-    size = {k: float(jnp.abs(v).max()) for k, v in named(jax.grad(loss)(params)).items()}
-    behind = [v for k, v in size.items() if "lora_time" in k or "router_time" in k]
-    assert len(behind) == 4 * (4 + 3)
-    assert max(behind) == 0 if gate == "zero" else min(behind) > 0
-    if gate == "zero":
-        assert min(v for k, v in size.items() if "time_gate" in k) > 0
-    assert min(v for k, v in size.items() if "lora_space" in k) > 0
-
-
-@pytest.mark.parametrize("aggregate,tokens", [("mean", 5), ("max", 5), ("last", 5), ("concat", 15)])
-def test_tokens_after_aggregation(aggregate: str, tokens: int) -> None:
-    every = make(aggregate="concat")
-    params, args = random_params(every), inputs(3)
-    x_btqd = np.asarray(apply(every, params, *args)).reshape(2, 3, 5, 32)
-    want = {
-        "mean": x_btqd.mean(1), "max": x_btqd.max(1), "last": x_btqd[:, -1],
-        "concat": x_btqd.reshape(2, 15, 32),
-    }[aggregate]  # fmt: skip
-    got = apply(make(aggregate=aggregate), params, *args)
-    assert got.shape == (2, tokens, 32)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    back = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, got), (tree, moved) = back(params, frames)
+    np.testing.assert_allclose(got, want.detach().numpy(), rtol=0, atol=5e-5)
+    assert patches.grad is not None
+    np.testing.assert_allclose(moved, patches.grad.numpy(), rtol=1e-4, atol=1e-4)
+    grads, mine = video.grads(), named(tree)
+    assert grads.keys() == mine.keys()
+    for path, grad in grads.items():
+        np.testing.assert_allclose(mine[path], grad, rtol=1e-4, atol=1e-4, err_msg=path)
+    asleep = ASLEEP.get(variant, "nothing")
+    for path in video.leaf:
+        assert (np.abs(grads[path]).max() < 1e-5) == (asleep in path), path
 
 
 def test_published_names_come_back_and_are_all_needed() -> None:
@@ -295,27 +144,8 @@ def test_published_names_come_back_and_are_all_needed() -> None:
         read_qformer({**state, "query_tokens": np.zeros((1, 4, 32))}, qformer.options)
 
 
-@pytest.mark.parametrize(
-    "lavis,hf",
-    [
-        ("Qformer.bert.encoder.layer.3.attention.self.query.weight",
-         "qformer.encoder.layer.3.attention.attention.query.weight"),
-        ("Qformer.bert.encoder.layer.2.crossattention.self.key.bias",
-         "qformer.encoder.layer.2.crossattention.attention.key.bias"),
-        ("Qformer.bert.encoder.layer.0.attention.output.dense.weight",
-         "qformer.encoder.layer.0.attention.output.dense.weight"),
-        ("Qformer.bert.embeddings.LayerNorm.weight", "qformer.embeddings.layernorm.weight"),
-        ("llm_proj.weight", "language_projection.weight"),
-        ("ln_vision.bias", "vision_model.post_layernorm.bias"),
-        ("query_tokens", "query_tokens"),
-    ],
-)  # fmt: skip
-def test_lavis_names(lavis: str, hf: str) -> None:
-    assert modern(lavis) == hf and modern(hf) == hf
-
-
 @pytest.mark.torch
-def test_vision_transformer_equals_transformers() -> None:
+def test_vision_transformer_equals_transformers_forward_and_backward() -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     options = VisionOptions(12, 4, 16, 3, 4, 20, 1e-6)
     model = transformers.InstructBlipVisionModel(
@@ -330,15 +160,50 @@ def test_vision_transformer_equals_transformers() -> None:
         for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     state = {f"vision_model.{k}": v.numpy() for k, v in model.state_dict().items()}
+    assert sizes_of(state) == {
+        "vision": {"image_size": 12, "patch_size": 4, "width": 16, "num_layers": 3, "mlp_width": 20}
+    }
     params = read_vision(state, 3)
     vision = VisionTransformer(options, Precision())
-    image = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    with torch.no_grad():
-        want = model(torch.tensor(image.transpose(0, 3, 1, 2))).last_hidden_state.numpy()
-    got = jax.jit(lambda p, x: vision.apply({"params": p}, x))(params, image)
-    assert got.shape == (2, options.num_tokens, 16)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 12, 12, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, options.num_tokens, 16)).astype(np.float32)
+
+    pixels = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
+    want = model(pixels).last_hidden_state
+    (want * torch.tensor(weight)).sum().backward()
+
+    def loss(params: Any, image: Any) -> tuple[jax.Array, jax.Array]:
+        got = vision.apply({"params": params}, image)
+        return jnp.sum(got * weight), got
+
+    back = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, got), (tree, moved) = back(params, image)
+    np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert pixels.grad is not None
+    theirs = pixels.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(moved, theirs, rtol=1e-4, atol=1e-4)
+    # Gradients have the names and layouts of what they belong to.
+    grads = {f"vision_model.{k}": v.grad.numpy() for k, v in model.named_parameters()}
+    for path, grad in named(read_vision(grads, 3)).items():
+        np.testing.assert_allclose(named(tree)[path], grad, rtol=1e-4, atol=1e-4, err_msg=path)
+
     with pytest.raises(UserError, match=r"post_layernorm\.bias. is missing"):
         read_vision({k: v for k, v in state.items() if "post_layernorm.bias" not in k}, 3)
     with pytest.raises(ValueError, match="images are"):
         vision.apply({"params": params}, image[:, :8])
+
+
+def test_the_projection_is_turned_around_and_sizes_are_read() -> None:
+    qformer = make()
+    state = to_names(random_params(qformer), qformer.options)
+    weight = np.arange(6.0).reshape(3, 2)
+    state |= {"language_projection.weight": weight, "language_projection.bias": np.ones(3)}
+    found = read_projection(state)
+    np.testing.assert_array_equal(found["kernel"], weight.T)
+    sizes = sizes_of(state)
+    assert sizes["projection"] == {"width": 3} and "vision" not in sizes
+    assert sizes["qformer"] == {k: SIZES[k] for k in sizes["qformer"]}
+    assert {"vocab_size", "max_positions", "cross_every", "num_queries"} <= sizes["qformer"].keys()
+    with pytest.raises(UserError, match=r"'language_projection\.bias' is missing"):
+        read_projection({"language_projection.weight": weight})
