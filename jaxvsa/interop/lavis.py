@@ -64,14 +64,15 @@ def read_lavis(*paths: str | Path, num_vision_layers: int = 39) -> dict[str, np.
     for path in paths:
         if Path(path).is_dir():
             raise UserError(f"{path}: a folder; LAVIS weights are single .pth files, name one")
-        found = read_torch_file(path)
+        state = read_torch_file(path)
+        try:
+            found = from_lavis(state, num_vision_layers)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         twice = sorted(found.keys() & tensors.keys())
         if twice:
             raise UserError(f"{path}: tensor '{twice[0]}' is in another file, too; leave one out")
-        try:
-            tensors |= from_lavis(found, num_vision_layers)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        tensors |= found
     return tensors
 
 

@@ -105,8 +105,10 @@ def test_load_refuses_damaged_files(tmp_path: Path) -> None:
     "found,hint",
     [
         ("notes.txt", "expected model.safetensors or model.safetensors.index.json$"),
-        ("pytorch_model.bin", r"found \.bin files: save the model with safe_serialization=True"),
-        ("video_7.npy", "this looks like a folder of images or features, not of a model"),
+        ("pytorch_model.bin", r"found \.bin files, .* save_pretrained\(.*=True\)$"),
+        ("trained.pth", r"found \.pth or \.pt files: name the file, not its folder$"),
+        ("video_7.npy", r"a folder of images or features, .*: name the folder with config\.json"),
+        ("frame_1.png", r"a folder of images or features, .*: name the folder with config\.json"),
     ],
 )
 def test_load_says_what_the_folder_holds_instead(tmp_path: Path, found: str, hint: str) -> None:
