@@ -28,6 +28,7 @@ def mustard() -> ConfigDict:
                 "root": "",  # a folder written by `python -m jaxvsa.prepare`; "demo" = synthetic
                 "protocol": "released5",  # all five folds; released5_0 is the first
                 "llm_text": "question",  # paper, IV-E; "full": the dialogue, too
+                "speakers": "named",  # "anonymous": Speaker 1, Speaker 2, ...
                 "shapes": 8,  # most padded shapes of the batches, each one compilation
                 "resident": "auto",  # clips on the device if they fit; "no": on the host
                 "vocab_size": 8192,  # of the byte-level BPEs, where weights.base is empty
@@ -242,7 +243,19 @@ def no_mqt(base: Callable[[], ConfigDict], aggregate: str = "concat") -> ConfigD
     )
 
 
-ADAPT_ALL = {"base": "", "learn": "all"}
+def mustard_text() -> ConfigDict:
+    """The dialogue alone: every weight of a small language model learns, from scratch."""
+    small = {k: v for k, v in TINY_MODEL.items() if k not in ("max_answer", "max_new")}
+    return changed(
+        mustard,
+        beside=("mustard_text_anonymous",),
+        data={"llm_text": "full", "shapes": 3, "vocab_size": 2048},
+        weights={"learn": "all"},
+        model={**small, "variant": "text", "max_prompt": 96, "max_answer": 16, "max_new": 16},
+        optim={"lr": 1e-3},
+        train={"epochs": 8.0, "batch_size": 16, "eval_batch_size": 138},
+    )
+
 
 VARIANTS: dict[str, Callable[[], ConfigDict]] = {
     "demo": demo,
@@ -259,21 +272,9 @@ VARIANTS: dict[str, Callable[[], ConfigDict]] = {
     ),
     "no_dar": functools.partial(changed, mustard, model={"routing": {"enabled": False}}),
     "no_mqt": functools.partial(no_mqt, mustard),
-    # The dialogue alone, and every weight of a small language model learns.
-    "mustard_text": functools.partial(
-        changed,
-        mustard,
-        data={"llm_text": "full", "shapes": 3, "vocab_size": 2048},
-        weights=ADAPT_ALL,
-        model={
-            **{k: v for k, v in TINY_MODEL.items() if k not in ("max_answer", "max_new")},
-            "variant": "text",
-            "max_prompt": 96,
-            "max_answer": 16,
-            "max_new": 16,
-        },
-        optim={"lr": 1e-3},
-        train={"epochs": 8.0, "batch_size": 16, "eval_batch_size": 138},
+    "mustard_text": mustard_text,
+    "mustard_text_anonymous": functools.partial(
+        changed, mustard_text, beside=(), data={"speakers": "anonymous"}
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -125,6 +126,38 @@ class LanguageCodec:
         except (TypeError, UnicodeError) as error:
             raise UserError(f"a text cannot be encoded: {error}") from error
         return [row.ids for row in rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codecs:
+    """The tokenizers of both readers.
+
+    Attributes:
+        language: of the language model.
+        words: of the Q-Former.
+    """
+
+    language: LanguageCodec
+    words: TextCodec
+
+    def to_json(self) -> str:
+        """Both as text."""
+        parts = {"language": self.language.to_json(), "words": self.words.to_json()}
+        return json.dumps(parts)
+
+
+def read_codecs(text: str) -> Codecs:
+    """What `Codecs.to_json` wrote.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    try:
+        parts = json.loads(text)
+        found = parts["language"], parts["words"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not the stored tokenizers of a run: {error}") from error
+    return Codecs(LanguageCodec.from_json(found[0]), TextCodec.from_json(found[1]))
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> Tokens:

@@ -116,6 +116,15 @@ def lettered_options(options: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def answer_texts(question: VideoQuestion) -> tuple[str, ...]:
+    """The answers that are compared by likelihood; none if the answer is open."""
+    if question.answer in question.options:
+        return question.options
+    lettered = lettered_options(question.options)
+    opened = question.answer_prefix.endswith("(")
+    return tuple(text[1:] for text in lettered) if opened else lettered
+
+
 def qformer_text(question: VideoQuestion, fused: bool = True) -> str:
     """Text that is fused with the video: the dialogue, a line break, the question.
 

@@ -19,6 +19,15 @@ from jaxvsa.core.files import write_atomic
 
 LabelNames = Mapping[str, Sequence[str]]
 _METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "macro_f1": "macro-F1"}
+# Shown if there are such figures: of answers that were written, not ranked.
+_WRITTEN = {
+    "written_accuracy": "written",
+    "invalid_rate": "unreadable",
+    "exact_match": "exact",
+    "ROUGE-L": "ROUGE-L",
+    "METEOR": "METEOR",
+    "METEOR-nosyn": "METEOR-nosyn",
+}
 _ABSENT = "-"
 _MAX_WRITTEN = 20  # classes up to which a cell is large enough for its figures
 
@@ -60,7 +69,8 @@ def render(
         else:
             for task in label_names:
                 _print(_summary(rows, split, [task]), console)
-        _print(_per_class(rows, split, label_names), console)
+        if any(label_names.values()):
+            _print(_per_class(rows, split, label_names), console)
 
 
 def save_confusion(
@@ -88,7 +98,8 @@ def _summary(rows: Sequence[Row], split: str, tasks: Sequence[str]) -> Table:
     columns = {
         f"{split}/{task}/{metric}": f"{task}\n{heading}"
         for task in tasks
-        for metric, heading in _METRICS.items()
+        for metric, heading in (_METRICS | _WRITTEN).items()
+        if any(f"{split}/{task}/{metric}" in row.values for row in rows)
     }
     shown = [row for row in rows if any(name in row.values for name in columns)]
     cells = [_percents(columns[name], ((row, name) for row in shown)) for name in columns]

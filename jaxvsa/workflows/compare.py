@@ -101,7 +101,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
     }
     name = re.sub(r" \(step \d+\)$", "", rows[0].name)
     return Row(
-        f"{name}, mean of {len(rows)} folds",
+        f"{name} ({len(rows)} folds)",
         {name: float(np.mean(found)) for name, found in values.items()},
         spread,
     )

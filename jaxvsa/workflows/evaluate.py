@@ -65,7 +65,7 @@ def evaluate(
     model = Row(f"{trained.system.name} (step {trained.step})", scored.values, scored.errors)
     rows = [model, *scoring.baselines(prepared, protocol, [split])]
     console = console or Console(quiet=True)
-    render(rows, labels, [split], console)
+    render(rows, labels or {"answer": ()}, [split], console)
     for line in _notes(config, own, protocol, files):
         console.print(line, markup=False, soft_wrap=True)
     return rows

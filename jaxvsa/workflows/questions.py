@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,28 +18,30 @@ from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, Manifest
-from jaxvsa.data.language import LanguageCodec, cut_left, ragged
+from jaxvsa.data.language import Codecs, LanguageCodec, cut_left, ragged, read_codecs
 from jaxvsa.data.pipeline import batches
 from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.question_batches import Clips, QuestionExamples, choices_of
-from jaxvsa.data.questions import (
-    VideoQuestion,
-    lettered_options,
-    llm_text,
-    qformer_text,
-)
+from jaxvsa.data.questions import answer_texts, llm_text, qformer_text
 from jaxvsa.data.text import TextCodec
-from jaxvsa.interop.instructblip import read_fields, read_weights
+from jaxvsa.interop.instructblip import read_fields
 from jaxvsa.interop.names import Place
-from jaxvsa.interop.roberta import check_vocab
 from jaxvsa.systems.base import Params, abstract_batch
 from jaxvsa.systems.mtransllama.model import ModelOptions
 from jaxvsa.systems.mtransllama.system import Facts, WeightsOptions
 from jaxvsa.systems.mtransllama.system import build as build_system
 from jaxvsa.workflows.clips_demo import ensure_base, ensure_clips
 from jaxvsa.workflows.comments import RESIDENT_SHARE, device_bytes
-from jaxvsa.workflows.prepare_questions import RECORD, read_question
+from jaxvsa.workflows.image_model import (
+    FRESH,
+    codec_of_folder,
+    codec_of_run,
+    is_run,
+    read_base,
+)
+from jaxvsa.workflows.patches import check_cache
+from jaxvsa.workflows.prepare_questions import RECORD, read_questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class DataOptions:
             synthetic clips.
         protocol: which split; the name of a family of folds ("released5") stands for all of them.
         llm_text: what the language model reads: the "question", or the dialogue, too ("full").
+        speakers: "named" as in the data, or "anonymous": "Speaker 1", "Speaker 2", ...
         shapes: most padded shapes of the batches of a split; each is one compilation.
         resident: the clips lie on the device as one array, "yes" or "no"; "auto" if they take no
             more than `RESIDENT_SHARE` of its memory.
@@ -62,41 +63,10 @@ class DataOptions:
     root: str
     protocol: str
     llm_text: Literal["question", "full"]
+    speakers: Literal["named", "anonymous"]
     shapes: int
     resident: Literal["auto", "yes", "no"]
     vocab_size: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Codecs:
-    """The tokenizers of both readers.
-
-    Attributes:
-        language: of the language model.
-        words: of the Q-Former.
-    """
-
-    language: LanguageCodec
-    words: TextCodec
-
-    def to_json(self) -> str:
-        """Both as text."""
-        parts = {"language": self.language.to_json(), "words": self.words.to_json()}
-        return json.dumps(parts)
-
-
-def read_codec(text: str) -> Codecs:
-    """What `Codecs.to_json` wrote.
-
-    Raises:
-        UserError: the text is something else.
-    """
-    try:
-        parts = json.loads(text)
-        found = parts["language"], parts["words"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"not the stored tokenizers of a run: {error}") from error
-    return Codecs(LanguageCodec.from_json(found[0]), TextCodec.from_json(found[1]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +108,7 @@ class Batching:
     ) -> QuestionExamples:
         """All questions, tokenised once."""
         del share  # every question has a clip of its own
-        model, asked = self.model, [read_question(text) for text in comments.extra[RECORD]]
+        model, asked = self.model, read_questions(comments, self.data.speakers)
         language = codec.language
         prompts = language.prompts([llm_text(one, self.data.llm_text) for one in asked])
         answers = language.answers([one.answer for one in asked])
@@ -220,15 +190,6 @@ _READERS = {"prompts": "the language model", "words": "the Q-Former"}
 _LIMITS = {"prompts": "max_prompt", "words": "max_words"}
 
 
-def answer_texts(question: VideoQuestion) -> tuple[str, ...]:
-    """The answers that are compared by likelihood; none if the answer is open."""
-    if question.answer in question.options:
-        return question.options
-    lettered = lettered_options(question.options)
-    opened = question.answer_prefix.endswith("(")
-    return tuple(text[1:] for text in lettered) if opened else lettered
-
-
 def _short(rows: list[list[int]], limit: int, keys: Sequence[str]) -> list[list[int]]:
     """Answers lose their end beyond `limit`, but keep their end token."""
     del keys
@@ -256,7 +217,7 @@ class Assembled:
     fields: dict[str, dict[str, Any]]
 
     noun = "questions"
-    fresh = r"qformer/(.*/(lora_\w+|router_\w+)/.*|(query|frame)_position|.*/time_gate)"
+    fresh = FRESH
     """Parameters that the image model does not have."""
 
     @property
@@ -329,45 +290,6 @@ class Assembled:
         return lines
 
 
-def read_base(
-    config: Mapping[str, Any],
-    base: str,
-    fields: Mapping[str, Any],
-    pixels: bool,
-    place: Place | None = None,
-) -> dict[str, Any]:
-    """Parameters by path of the image model.
-
-    Args:
-        config: resolved.
-        base: a Hugging Face folder, or a run.
-        fields: of its config.json; {} for a run.
-        pixels: the vision transformer is needed.
-        place: see `interop.instructblip.read_weights`.
-    """
-    if not fields:
-        from jaxvsa.workflows.runs import read_trained
-
-        found = trees.named(read_trained(base, "newest").params)
-        kept = {"both": ("qformer", "project", "decoder"), "text": ("decoder",)}
-        parts = (*kept[config["model"]["variant"]], *(("vision",) if pixels else ()))
-        new = Assembled.fresh
-        return {
-            path: leaf for path, leaf in found.items()
-            if path.startswith(parts) and not re.fullmatch(new, path)
-        }  # fmt: skip
-    options = ModelOptions.of(config["model"], fields.get("qformer", {}).get("vocab_size", 0))
-    found = read_weights(base, fields, options.qformer, place, pixels)
-    if config["model"]["variant"] == "text":
-        found = {path: leaf for path, leaf in found.items() if path.startswith("decoder/")}
-    return found
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder is a run of ours and not a Hugging Face folder."""
-    return (Path(folder) / "checkpoints").is_dir()
-
-
 def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     """Opens the data, tokenizers and weights of a configuration.
 
@@ -390,16 +312,18 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
         raise UserError(f"{root} holds comments, not questions; prepare it with a source of those")
     fields: dict[str, dict[str, Any]] = {}
     if base and is_run(base):
-        codec, sizes = _codec_of_run(base, resolved)
+        codec, sizes = codec_of_run(base, resolved)
     elif base:
         fields = read_fields(base)
-        codec, sizes = _codec_of_folder(base, fields, resolved)
+        codec, sizes = codec_of_folder(base, fields, resolved)
     else:
         codec, sizes = _train_codecs(train, options)
     manifest = prepared.manifest
     stored = "" if manifest is None else "pixels" if manifest["dtype"] == "uint8" else "patches"
     if resolved["model"]["variant"] == "text":
         manifest, stored = None, ""
+    if manifest is not None and stored == "patches":
+        check_cache(manifest["encoder"], root, base, resolved["model"])
     facts = Facts(
         label_names={task: tuple(names) for task, names in prepared.labels.items()},
         vocab_size=sizes[0],
@@ -413,61 +337,19 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     return Assembled(resolved, prepared, codec, facts, base, fields)
 
 
-def _codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, int]]:
-    """Tokenizers and table sizes of a run; its sizes become those of the model."""
-    from jaxvsa.workflows.runs import read_trained
-
-    trained = read_trained(base, "newest")
-    theirs = trained.config["model"]
-    for section in ("vision", "decoder"):
-        config["model"][section] = copy.deepcopy(theirs[section])
-    for name in _SHAPE:
-        config["model"]["qformer"][name] = theirs["qformer"][name]
-    return trained.codec, (trained.facts.vocab_size, trained.facts.words_size)
-
-
-_SHAPE = (
-    "num_layers", "width", "num_heads", "mlp_width", "num_queries", "max_positions", "cross_every",
-    "norm_eps",
-)  # fmt: skip
-
-
-def _codec_of_folder(
-    base: str, fields: Mapping[str, Mapping[str, Any]], config: dict[str, Any]
-) -> tuple[Codecs, tuple[int, int]]:
-    """Likewise, of a Hugging Face folder."""
-    model = config["model"]
-    if "qformer" not in fields and model["variant"] == "both":
-        raise UserError(
-            f"config.weights.base: {base} is a language model alone; name an InstructBLIP or "
-            "BLIP-2 folder, or use config.model.variant='text'"
-        )
-    for section, found in fields.items():
-        model[section].update({k: v for k, v in found.items() if k != "vocab_size"})
-    language = LanguageCodec.from_folder(base)
-    size = fields["decoder"]["vocab_size"]
-    check_vocab(language.vocab_size, size)
-    words_size = fields.get("qformer", {}).get("vocab_size", 0)
-    if model["variant"] == "both" and model["max_words"] and not words_size:
-        raise UserError(
-            f"config.weights.base: {base} is BLIP-2, whose Q-Former reads no text; set "
-            "config.model.max_words=0"
-        )
-    if not words_size:
-        return Codecs(language, TextCodec.train_bpe([], 261)), (size, 0)
-    words = TextCodec.from_folder(Path(base) / "qformer_tokenizer")
-    check_vocab(words.vocab_size, words_size)
-    return Codecs(language, words), (size, words_size)
-
-
 def _train_codecs(train: Comments, options: DataOptions) -> tuple[Codecs, tuple[int, int]]:
     """Tokenizers of the train questions."""
-    asked = [read_question(text) for text in train.extra[RECORD]]
+    asked = read_questions(train, options.speakers)
     texts = [llm_text(one, "full") for one in asked]
     texts += [text for one in asked for text in (one.answer, *answer_texts(one))]
     language = LanguageCodec.train_bpe(texts, options.vocab_size)
     words = TextCodec.train_bpe([qformer_text(one) for one in asked], options.vocab_size)
     return Codecs(language, words), (language.vocab_size, words.vocab_size)
+
+
+def read_codec(text: str) -> Codecs:
+    """The tokenizers that a checkpoint holds."""
+    return read_codecs(text)
 
 
 def read_params(

@@ -71,7 +71,7 @@ def show(rows: list[Row], folder: RunFolder, data: Assembled, console: Console) 
     splits = [
         split for split in ("dev", "test") if any(k.startswith(split) for k in rows[0].values)
     ]
-    render(rows, data.facts.label_names, splits, console)
+    render(rows, data.facts.label_names or {"answer": ()}, splits, console)
     console.print(f"± is one standard error over videos. Files: {folder.path}", markup=False)
     facts = demo_facts(data.prepared.root)
     if facts is not None:

@@ -183,10 +183,9 @@ class MTransLLAMA(nn.Module):
 
         Rounded as they are stored, so that a cache of them changes nothing.
         """
-        rows, side = pixel_bti.shape[:2], self.options.vision.image_size
-        image_nyxk = pixel_bti.reshape(-1, side, side, 3).astype(jnp.float32) / 255
-        image_nyxk = (image_nyxk - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
-        found_npf = self.vision(image_nyxk)
+        rows, width = pixel_bti.shape[:2], pixel_bti.shape[2]
+        pixel_ni = pixel_bti.reshape(-1, width)
+        found_npf = self.vision(normalise(pixel_ni, self.options.vision.image_size))
         return found_npf.astype(jnp.bfloat16).reshape(*rows, *found_npf.shape[1:])
 
     def visual(self, clip: Clip, deterministic: bool) -> jax.Array:
@@ -293,6 +292,12 @@ class MTransLLAMA(nn.Module):
     ) -> jax.Array:
         """`answer_logits`; it reaches all parameters."""
         return self.answer_logits(clip, prompt_bn, keep_bn, answer_ba, keep_ba, deterministic)
+
+
+def normalise(pixel_ni: jax.Array, side: int) -> jax.Array:
+    """Uint8 frames as images (n, rows, columns, 3) of about mean 0 and deviation 1, float32."""
+    image_nyxk = pixel_ni.reshape(-1, side, side, 3).astype(jnp.float32) / 255
+    return (image_nyxk - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
 
 
 _DECODER_FIELDS = dataclasses.fields(DecoderOptions)
