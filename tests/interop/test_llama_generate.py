@@ -16,7 +16,7 @@ from jaxvsa.layers.decoder import Cache, Decoder
 from jaxvsa.layers.generate import beam_search, generate, log_likelihood
 
 pytestmark = pytest.mark.torch
-TOKENS = 12
+TOKENS = 20
 
 
 def talkative(seed: int) -> dict[str, np.ndarray]:
