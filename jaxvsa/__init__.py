@@ -17,6 +17,7 @@ from jaxvsa.core.errors import UserError
 
 if TYPE_CHECKING:
     from jaxvsa.evaluation.tables import Row
+    from jaxvsa.workflows import predict_answers
     from jaxvsa.workflows.predict import Model
 
 __version__ = "0.1.0"
@@ -39,15 +40,17 @@ def fit(config: str, run: str | Path, overrides: Mapping[str, Any] | None = None
     """
     from rich.console import Console
 
-    from jaxvsa.core.config import load_config
-    from jaxvsa.workflows.fit import fit
+    from jaxvsa.workflows.compare import fit_all
 
     flags = [f"--config.{key}={value}" for key, value in (overrides or {}).items()]
-    return fit(load_config(config, flags), run, Console(highlight=False))
+    return fit_all(config, flags, Path(run), Console(highlight=False))
 
 
-def load(run: str | Path, step: str | int = "best") -> Model:
-    """The model of a run; its `predict(rows, features)` gives the rows of predictions.jsonl.
+def load(run: str | Path, step: str | int = "best") -> Model | predict_answers.Model:
+    """The model of a run.
+
+    One of comments has `predict(rows, features)`, which gives the rows of predictions.jsonl; one of
+    questions `answer(questions, clips)`.
 
     Args:
         run: the run directory; its training data is not needed.

@@ -1,4 +1,4 @@
-"""Door: `python -m jaxvsa.predict` labels comments with a trained model."""
+"""Door: `python -m jaxvsa.predict` labels comments, or answers questions, with a trained model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxvsa.core import distributed, memory
 from jaxvsa.core.cli import door_parser, run_door
+from jaxvsa.core.errors import UserError
 
 NAME = "python -m jaxvsa.predict"
 EXAMPLE = f"{NAME} --run runs/paper-1 --input rows.jsonl --features I3D/ --out predictions.jsonl"
@@ -15,30 +16,42 @@ EXAMPLE = f"{NAME} --run runs/paper-1 --input rows.jsonl --features I3D/ --out p
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and predicts."""
     parser = door_parser(
-        "predict", "Label the comments of a file with a trained model; nothing is trained.", EXAMPLE
+        "predict", "Label comments, or answer questions, with a trained model.", EXAMPLE
     )
     add = parser.add_argument
     add("--run", type=Path, required=True, help="run directory")
     add(
         "--input",
         type=Path,
-        required=True,
         dest="source",
         metavar="FILE",
-        help=".jsonl or .csv with a column comment and, if the model sees video, video",
+        help=".jsonl or .csv with a column comment (or question) and, if the model sees video, "
+        "video",
     )
-    add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
+    add("--out", type=Path, metavar="FILE", help="the .jsonl file to write")
+    add("--question", metavar="TEXT", help="one question, whose answer is printed")
+    add("--video-features", type=Path, metavar="FILE", help="the .npy file of its clip")
     add("--features", type=Path, metavar="DIR", help="folder of the videos' .npy features")
     add("--suffix", default=".npy", help="end of the feature files' names (.npy)")
     add("--step", default="best", metavar="best|newest|N", help="which checkpoint (best)")
     args = parser.parse_args(argv)
     distributed.refuse_several(NAME)
+    one = args.question is not None
+    if one == (args.source is not None) or (args.source is None) != (args.out is None):
+        raise UserError(
+            f"give --input FILE with --out FILE, or --question TEXT; example: {EXAMPLE}"
+        )
+    if args.video_features and not one:
+        raise UserError("--video-features belongs to --question; rows of a file need --features")
     # Imported here, so that --help does not wait for JAX.
-    from jaxvsa.workflows.predict import predict_file
+    from jaxvsa.workflows.predict import predict_file, predict_one
 
     memory.one_step_at_a_time()
-    count = predict_file(**vars(args))
-    print(f"predicted {count:,} comments: {args.out}")
+    if one:
+        print(predict_one(args.run, args.question, args.video_features, args.step))
+        return
+    count = predict_file(args.run, args.source, args.out, args.features, args.suffix, args.step)
+    print(f"predicted {count:,} rows: {args.out}")
 
 
 if __name__ == "__main__":

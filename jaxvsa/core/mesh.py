@@ -74,6 +74,11 @@ def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | None = None)
     )
 
 
+def all_devices() -> Mesh:
+    """A mesh that splits the batch over all devices: a trained model runs on any machine."""
+    return make_mesh(MeshOptions(data=-1, fsdp=1, tensor=1, step="jit"))
+
+
 def shardings(
     tree: trees.Tree, rules: trees.Rules[P], mesh: Mesh, params: trees.Tree | None = None
 ) -> trees.Tree:

@@ -10,14 +10,13 @@ from rich.console import Console
 
 from jaxvsa.core import distributed
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.mesh import local_shards, put_whole
+from jaxvsa.core.mesh import all_devices, local_shards, put_whole
 from jaxvsa.data.features import Manifest
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import kind
 from jaxvsa.workflows.demo import DEMO, ensure_demo
-from jaxvsa.workflows.predict import all_devices
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxvsa.core.errors import UserError, nearest
-from jaxvsa.core.mesh import MeshOptions, local_shards, make_mesh, put_whole
+from jaxvsa.core.mesh import all_devices, local_shards, put_whole
 from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, read_npy_folder
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.sources.table import read_records, read_row
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
+from jaxvsa.workflows import predict_answers
+from jaxvsa.workflows.assemble import KINDS
 from jaxvsa.workflows.comments import Batching
+from jaxvsa.workflows.predict_answers import answer_one, answer_records
 from jaxvsa.workflows.runs import Trained, read_trained
 from jaxvsa.workflows.score import TASK, LabelNames, batch_size
 
@@ -110,8 +112,8 @@ class Model:
         return table
 
 
-def load(run: str | Path, step: str | int = "best") -> Model:
-    """The model of a run.
+def load(run: str | Path, step: str | int = "best") -> Model | predict_answers.Model:
+    """The model of a run: of comments, or of questions.
 
     Args:
         run: its folder; the data it was trained on is not needed.
@@ -120,7 +122,8 @@ def load(run: str | Path, step: str | int = "best") -> Model:
     Raises:
         UserError: see `workflows.runs.read_trained`.
     """
-    return Model(read_trained(run, step))
+    trained = read_trained(run, step)
+    return (Model if KINDS[trained.system.name] == "comments" else predict_answers.Model)(trained)
 
 
 def predict_file(
@@ -143,9 +146,27 @@ def predict_file(
     if Path(out).resolve() == Path(source).resolve():
         raise UserError(f"--out {out} is the input itself; choose another file")
     records = list(read_records(source, allow_empty=True))
-    rows = load(run, step).predict_records(records, features, suffix)
+    model = load(run, step)
+    if isinstance(model, Model):
+        rows = model.predict_records(records, features, suffix)
+    else:
+        rows = answer_records(model, records, features, suffix)
     write_predictions(out, rows)
     return len(rows)
+
+
+def predict_one(
+    run: str | Path, question: str, clip: str | Path | None, step: str | int = "best"
+) -> str:
+    """The answer to one question.
+
+    Raises:
+        UserError: see `load`; the run labels comments.
+    """
+    model = load(run, step)
+    if isinstance(model, Model):
+        raise UserError(f"{run} labels comments and answers no questions; use --input FILE")
+    return answer_one(model, question, clip)
 
 
 def to_comments(
@@ -193,8 +214,3 @@ def _index(row: Mapping[str, Any], task: str, names: Sequence[str]) -> int:
             f"{', '.join(names)}"
         )
     return -1 if label is None else list(names).index(label)
-
-
-def all_devices() -> Mesh:
-    """A mesh that splits the batch over all devices: a trained model runs on any machine."""
-    return make_mesh(MeshOptions(data=-1, fsdp=1, tensor=1, step="jit"))

@@ -105,8 +105,9 @@ class Batching:
         row_b: np.ndarray | None,
         features: FeatureTable | None,
         share: bool = False,
+        resident: bool | None = None,
     ) -> QuestionExamples:
-        """All questions, tokenised once."""
+        """All questions, tokenised once; `resident` None: as the options say."""
         del share  # every question has a clip of its own
         model, asked = self.model, read_questions(comments, self.data.speakers)
         language = codec.language
@@ -125,7 +126,8 @@ class Batching:
             words = ragged(self._cut("words", rows, model.max_words, comments.key))
         clips = None
         if model.variant == "both" and row_b is not None and features is not None:
-            clips = self._clips(row_b, features)
+            here = self.is_resident(features) if resident is None else resident
+            clips = self._clips(row_b, features, here)
         return QuestionExamples(
             ragged(self._cut("prompts", prompts, model.max_prompt, comments.key)),
             ragged(_short(answers, model.max_answer, comments.key)),
@@ -155,10 +157,10 @@ class Batching:
         self.cut[name] = self.cut.get(name, 0) + count
         return found
 
-    def _clips(self, row_b: np.ndarray, features: FeatureTable) -> Clips:
+    def _clips(self, row_b: np.ndarray, features: FeatureTable, resident: bool) -> Clips:
         model = self.model
         patches = 0 if features.dtype == "uint8" else model.vision.num_tokens
-        clips = Clips(row_b, features, model.num_frames, patches, self.is_resident(features))
+        clips = Clips(row_b, features, model.num_frames, patches, resident)
         if model.short == "error":
             frames_g = clips.frames()
             few = [name for name, g in features.row.items() if frames_g[g] < model.num_frames]

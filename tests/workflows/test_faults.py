@@ -27,7 +27,7 @@ from jaxvsa.core.integrity import CheckpointDamaged, Records
 from jaxvsa.train import main
 from jaxvsa.training.loop import Loop
 from jaxvsa.workflows import fit as fitting
-from jaxvsa.workflows import report
+from jaxvsa.workflows import report, setup
 from jaxvsa.workflows.runs import choose_step, read_trained
 
 SMALLER = "--config.model.variant=video"  # a model that is traced in half the time
@@ -336,7 +336,7 @@ def test_dying_data_worker_ends_the_run_at_its_step(
     root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, threads = tmp_path / "run", []
-    real = fitting.batches
+    real = setup.batches
 
     def batches(plan: Any, examples: Any, *rest: Any) -> Any:
         class Dies:
@@ -349,7 +349,7 @@ def test_dying_data_worker_ends_the_run_at_its_step(
         return real(plan, Dies(), *rest)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone") as caught:
-        patch.setattr(fitting, "batches", batches)
+        patch.setattr(setup, "batches", batches)
         fit(root, run)
     assert "while loading the batch of update 4; step 3 is saved" in caught.value.__notes__
     assert threading.main_thread() not in threads

@@ -12,6 +12,7 @@ import pytest
 from jaxvsa import predict as door
 from jaxvsa.core.config import to_plain
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.mesh import all_devices
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.systems.base import abstract_batch, expand
 from jaxvsa.systems.vccsa.system import build
@@ -170,7 +171,7 @@ def test_features_must_be_those_of_training(model, tmp_path):
 
 
 def test_batches_are_few_sizes_and_fit_the_devices():
-    mesh = predict.all_devices()
+    mesh = all_devices()
     assert mesh.size == 4  # conftest.py
     assert [score.batch_size(n, 16, mesh) for n in (1, 4, 5, 9, 16, 17, 1000)] == [
         4, 4, 8, 16, 16, 16, 16
@@ -193,7 +194,7 @@ def test_door_predicts_a_file_without_the_training_data(
     out = tmp_path / "out.jsonl"
     files = [f"--input={tmp_path / name}", f"--out={out}", f"--features={corpus / 'features'}"]
     door.main([f"--run={run}", "--step=newest", *files])
-    assert capsys.readouterr().out == f"predicted 3 comments: {out}\n"
+    assert capsys.readouterr().out == f"predicted 3 rows: {out}\n"
     found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["comment"] for row in found] == [row["comment"] for row in rows]
     want = predict.load(trained_run, 4).predict(rows, corpus / "features")
