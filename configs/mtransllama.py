@@ -48,6 +48,8 @@ def mustard() -> ConfigDict:
                 "long": "left",  # LAVIS: what was said first is dropped
                 "max_answer": 32,
                 "max_new": 32,
+                "num_beams": 5,  # LAVIS; 1: greedy
+                "length_penalty": 1.0,
                 "vision": {  # EVA-CLIP-g of LAVIS; replaced by config.json of weights.base
                     "image_size": 224,
                     "patch_size": 14,
@@ -168,6 +170,7 @@ TINY_MODEL: dict[str, Any] = {
     "max_words": 32,
     "max_answer": 4,
     "max_new": 4,
+    "num_beams": 1,
     "vision": {
         "image_size": 16,
         "patch_size": 4,

@@ -19,8 +19,8 @@ from flax import struct
 from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
-from jaxvsa.layers.decoder import Cache, Decoder, RopeScaling
-from jaxvsa.layers.generate import greedy
+from jaxvsa.layers.decoder import Decoder, RopeScaling
+from jaxvsa.layers.generate import generate, log_likelihood
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.qformer import QFormer, QFormerOptions
 from jaxvsa.layers.routing import RoutingOptions
@@ -61,6 +61,8 @@ class ModelOptions:
         long: a longer text loses its beginning ("left"), or is an error.
         max_answer: most tokens of an answer, its end included.
         max_new: most tokens that are written.
+        num_beams: texts that the search keeps; 1 is greedy.
+        length_penalty: see `layers.generate.beam_search`; read with more than one beam.
         vision: see `VisionOptions`.
         qformer: see `QFormerOptions`; its `vocab_size` is no key, the tokenizer says it.
         lora: see `LoraOptions`.
@@ -78,6 +80,8 @@ class ModelOptions:
     long: Literal["left", "error"]
     max_answer: int
     max_new: int
+    num_beams: int
+    length_penalty: float
     vision: VisionOptions
     qformer: QFormerOptions
     lora: LoraOptions
@@ -110,7 +114,7 @@ class ModelOptions:
                 f"config.model.max_words is {found.max_words}, but qformer.max_positions is "
                 f"{found.qformer.max_positions}"
             )
-        for name in ("max_prompt", "max_answer", "max_new"):
+        for name in ("max_prompt", "max_answer", "max_new", "num_beams"):
             if getattr(found, name) < 1:
                 raise UserError(f"config.model.{name} is {getattr(found, name)}; 1 is the least")
         return found
@@ -166,11 +170,7 @@ class MTransLLAMA(nn.Module):
     def setup(self) -> None:
         """Declares the parts."""
         options = self.options
-        self.decoder = Decoder(
-            vocab_size=self.vocab_size,
-            precision=options.frozen,
-            **{field.name: getattr(options.decoder, field.name) for field in _DECODER_FIELDS},
-        )
+        self.decoder = make_decoder(options, self.vocab_size)
         if options.variant == "text":
             return
         if self.sees_pixels:
@@ -242,44 +242,20 @@ class MTransLLAMA(nn.Module):
         out_byd, _ = self.decoder(x_byd, keep_by)
         return self.decoder.logits(out_byd[:, keep_bz.shape[1] - 1 :])
 
-    def begin(
-        self, clip: Clip, prompt_bn: jax.Array, keep_bn: jax.Array, room: int
-    ) -> tuple[jax.Array, Any]:
-        """Scores (b,v) of the first token of an answer, and a cache with `room` columns left."""
-        before_bzd, keep_bz = self.prefix(clip, prompt_bn, keep_bn, True)
-        cache = self.decoder.new_cache(len(prompt_bn), keep_bz.shape[1] + room)
-        out_bzd, filled = self.decoder(before_bzd, keep_bz, cache)
-        return self.decoder.logits(out_bzd[:, -1:])[:, 0], filled
-
-    def advance(self, token_b: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:
-        """One more column: scores (b,v) of the token after `token_b`."""
-        keep_b1 = jnp.ones((len(token_b), 1), bool)
-        out_b1d, filled = self.decoder(self.decoder.embed(token_b[:, None]), keep_b1, cache)
-        return self.decoder.logits(out_b1d)[:, 0], filled
-
-    def choice_logits(
-        self, clip: Clip, prompt_bn: jax.Array, keep_bn: jax.Array, choice_bcy: jax.Array
+    def choice_likelihood(
+        self,
+        clip: Clip,
+        prompt_bn: jax.Array,
+        keep_bn: jax.Array,
+        choice_bcy: jax.Array,
+        keep_bcy: jax.Array,
     ) -> jax.Array:
-        """Scores (b,c,y,v) of every token of c answers; what stands before them is read once."""
-        batch, count, length = choice_bcy.shape
-        first_bv, cache = self.begin(clip, prompt_bn, keep_bn, length)
-        wide = Cache(
-            jnp.repeat(cache.key_nbzhe, count, axis=1),
-            jnp.repeat(cache.value_nbzhe, count, axis=1),
-            jnp.repeat(cache.keep_bz, count, axis=0),
-            cache.filled,
-        )
-        first_bc1v = jnp.broadcast_to(
-            first_bv[:, None, None], (batch, count, 1, first_bv.shape[-1])
-        )
-        if length == 1:
-            return first_bc1v
-        token_xy = choice_bcy[..., :-1].reshape(batch * count, length - 1)
-        out_xyd, _ = self.decoder(
-            self.decoder.embed(token_xy), jnp.ones(token_xy.shape, bool), wide
-        )
-        rest_bcyv = self.decoder.logits(out_xyd).reshape(batch, count, length - 1, -1)
-        return jnp.concatenate([first_bc1v, rest_bcyv], axis=2)
+        """Log likelihood per token of each of c answers, (b,c); -inf for one without tokens.
+
+        Source: MTransLLAMA specification, section 4, `rank`.
+        """
+        before_bzd, keep_bz = self.prefix(clip, prompt_bn, keep_bn, True)
+        return log_likelihood(self.decoder, before_bzd, keep_bz, choice_bcy, keep_bcy)
 
     def __call__(
         self,
@@ -300,20 +276,24 @@ def normalise(pixel_ni: jax.Array, side: int) -> jax.Array:
     return (image_nyxk - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
 
 
-_DECODER_FIELDS = dataclasses.fields(DecoderOptions)
-
-
 def write(
     model: MTransLLAMA, params: Any, clip: Clip, prompt_bn: jax.Array, keep_bn: jax.Array,
     *, eos_id: int, pad_id: int,
 ) -> jax.Array:  # fmt: skip
     """Answers, int32 (b, max_new), `pad_id` behind `eos_id`."""
-    variables, num_tokens = {"params": params}, model.options.max_new
-
-    def step(token_b: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        return model.apply(variables, token_b, cache, method=model.advance)
-
-    first_bv, cache = model.apply(
-        variables, clip, prompt_bn, keep_bn, num_tokens, method=model.begin
+    options = model.options
+    before: Any = model.apply(
+        {"params": params}, clip, prompt_bn, keep_bn, True, method=model.prefix
     )
-    return greedy(step, first_bv, cache, num_tokens=num_tokens, eos_id=eos_id, pad_id=pad_id)
+    return generate(
+        make_decoder(options, model.vocab_size), params["decoder"], *before,
+        num_tokens=options.max_new, num_beams=options.num_beams,
+        length_penalty=options.length_penalty, eos_id=eos_id, pad_id=pad_id,
+    )  # fmt: skip
+
+
+def make_decoder(options: ModelOptions, vocab_size: int) -> Decoder:
+    """The language model."""
+    fields = dataclasses.fields(options.decoder)
+    sizes = {field.name: getattr(options.decoder, field.name) for field in fields}
+    return Decoder(vocab_size=vocab_size, precision=options.frozen, **sizes)

@@ -14,7 +14,7 @@ from jaxvsa.core.config import build as build_options
 from jaxvsa.core.errors import UserError
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Batch, Mean, Params, System, Task
-from jaxvsa.systems.mtransllama.loss import mean_likelihood, token_losses
+from jaxvsa.systems.mtransllama.loss import token_losses
 from jaxvsa.systems.mtransllama.model import Clip, ModelOptions, MTransLLAMA, write
 
 
@@ -149,11 +149,12 @@ def _tasks(model: MTransLLAMA, facts: Facts) -> dict[str, Task]:
 
     def rank(params: Params, batch: Batch) -> dict[str, jax.Array]:
         found, choice_bcy = _inputs(options, batch), batch["choice_bcy"]
-        logits_bcyv: Any = model.apply(
+        place_y = jnp.arange(choice_bcy.shape[-1])
+        score_bc: Any = model.apply(
             {"params": params}, found["clip"], found["prompt_bn"], found["keep_bn"], choice_bcy,
-            method=model.choice_logits,
+            place_y[None, None] < batch["choice_length_bc"][..., None],
+            method=model.choice_likelihood,
         )  # fmt: skip
-        score_bc = mean_likelihood(logits_bcyv, choice_bcy, batch["choice_length_bc"])
         return dict.fromkeys(facts.label_names, jax.nn.softmax(score_bc, axis=-1))
 
     def measure(found: Mapping[str, jax.Array], batch: Batch) -> dict[str, Confusion]:
