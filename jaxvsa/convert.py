@@ -17,6 +17,7 @@ FROM = (
     "--input vccsa.pkl --config vccsa:paper --config.weights.text=roberta-base/ "
     "--data data/csmv-i3d --out runs/published"
 )
+ADAPTERS = "--run runs/mustard --out adapters/"
 TEXT = "--input roberta-base/ --out text.safetensors"
 
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
     if args.task == "to-published":
         count = export.to_published(args.run, args.out, args.step)
         print(f"wrote {count:,} tensors: {args.out}")
+    elif args.task == "adapters":
+        for folder in export.to_adapters(args.run, args.out, args.step):
+            print(f"wrote an adapter: {folder}")
     elif args.task == "text":
         count = export.text_to_published(args.input, args.out)
         print(f"wrote {count:,} tensors: {args.out}")
@@ -59,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, required=True, metavar="ROOT", help="prepared folder: labels, features"
     )
     add("--out", type=Path, required=True, metavar="RUN", help="the run directory to make")
+    add = _add(tasks, "adapters", "The low-rank changes of a run as adapters of PEFT.", ADAPTERS)
+    add("--run", type=Path, required=True, help="run directory of MTransLLAMA")
+    add("--step", default="best", metavar="best|newest|N", help="which checkpoint (best)")
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add = _add(tasks, "text", "A Hugging Face RoBERTa or BERT with the published names.", TEXT)
     add("--input", type=Path, required=True, metavar="DIR", help="Hugging Face folder")
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")

@@ -244,9 +244,7 @@ def _of_config(config: Mapping[str, Any], run: Path) -> Iterator[Finding]:
 def _setup(config: Mapping[str, Any], folder: Path, found: list[Setup]) -> str:
     """Appends to `found` what `fit` would start from."""
     setup = prepare_run(config, folder)
-    batching = setup.data.batching
-    width = setup.data.facts.feature_width or 0
-    batch = abstract_batch(setup.system, {"f": width, **batching.full_sizes()})
+    batch = abstract_batch(setup.system, setup.data.sizes())
     jax.eval_shape(setup.system.init, jax.random.key(0), batch)
     found.append(setup)
     return (

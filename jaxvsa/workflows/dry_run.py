@@ -79,9 +79,9 @@ def _feature_bytes(setup: Setup) -> int:
 def _flops(setup: Setup, shape: tuple[int, ...]) -> int:
     """Operations of one training step at one batch shape."""
     plan, micro = setup.plan, setup.options.accumulate
-    sizes = dict(zip(plan.axes, shape, strict=True))
+    sizes = setup.data.sizes() | dict(zip(plan.axes, shape, strict=True))
     sizes |= {"g": plan.groups // micro, "b": plan.batch_size // micro}
-    batch = abstract_batch(setup.system, {"f": setup.data.facts.feature_width or 0, **sizes})
+    batch = abstract_batch(setup.system, sizes)
     stacked = {
         name: jax.ShapeDtypeStruct((micro, *leaf.shape), leaf.dtype) for name, leaf in batch.items()
     }

@@ -11,13 +11,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import staged_folder, write_json
 from jaxvsa.core.trees import num_values
 from jaxvsa.interop import vccsa
+from jaxvsa.interop.peft import save_adapters
 from jaxvsa.interop.roberta import read_encoder, to_names
 from jaxvsa.interop.tensors import load_safetensors, save_safetensors
 from jaxvsa.interop.torch_file import read_torch_file
+from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.training.loop import Memory
 from jaxvsa.training.state import start
 from jaxvsa.workflows.demo import DEMO
@@ -46,6 +49,11 @@ def to_published(run: str | Path, out: str | Path, step: str | int = "best") -> 
     """
     out = _safetensors(out)
     trained = read_trained(run, step)
+    if trained.system.name != "vccsa":
+        raise UserError(
+            f"{run} is a run of {trained.system.name}; its low-rank changes go out with "
+            "python -m jaxvsa.convert adapters"
+        )
     state = vccsa.to_published(trained.params)
     manifest = trained.manifest
     record = {
@@ -58,6 +66,28 @@ def to_published(run: str | Path, out: str | Path, step: str | int = "best") -> 
     save_safetensors(out, state, {"format": "pt"})
     write_json(out.with_suffix(".json"), record)
     return len(state)
+
+
+def to_adapters(run: str | Path, out: str | Path, step: str | int = "best") -> list[Path]:
+    """Writes the low-rank changes of a run of MTransLLAMA as adapters of PEFT.
+
+    Args:
+        run: folder of the run.
+        out: a folder; see `interop.peft`.
+        step: "best", "newest" or a number of updates.
+
+    Returns:
+        the folders written.
+
+    Raises:
+        UserError: no such run or step; a model without low-rank changes.
+    """
+    trained = read_trained(run, step)
+    if "qformer" not in trained.params:
+        raise UserError(f"{run} is a run without a Q-Former, whose adapters these would be")
+    lora = build(LoraOptions, trained.config["model"]["lora"], "config.model.lora")
+    base = trained.config["weights"]["base"] or None
+    return save_adapters(out, trained.params["qformer"], lora, base=base)
 
 
 def from_published(

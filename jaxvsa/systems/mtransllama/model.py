@@ -273,7 +273,10 @@ class MTransLLAMA(nn.Module):
 def normalise(pixel_ni: jax.Array, side: int) -> jax.Array:
     """Uint8 frames as images (n, rows, columns, 3) of about mean 0 and deviation 1, float32."""
     image_nyxk = pixel_ni.reshape(-1, side, side, 3).astype(jnp.float32) / 255
-    return (image_nyxk - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+    mean_111k, std_111k = (
+        jnp.asarray(values)[None, None, None] for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (image_nyxk - mean_111k) / std_111k
 
 
 def write(
