@@ -261,13 +261,7 @@ class Assembled:
 
     def sizes(self, batch_size: int = 1) -> dict[str, int]:
         """Sizes of a batch whose rows are all as long as they can be."""
-        model, width = self.batching.model, self.facts.feature_width
-        most = max((len(names) for names in self.facts.label_names.values()), default=1)
-        return {
-            "b": batch_size, "n": model.max_prompt, "a": model.max_answer, "l": model.max_words,
-            "t": model.num_frames, "p": model.vision.num_tokens, "f": width, "i": width,
-            "c": most, "y": model.max_answer,
-        }  # fmt: skip
+        return full_sizes(self.config, self.facts, batch_size)
 
     def given(self, place: Place) -> tuple[dict[str, Any], str]:
         """Parameters by path of the image model, and where they are; {} from scratch."""
@@ -384,10 +378,20 @@ def read_held(config: dict[str, Any], facts: Facts, digests: Mapping[str, str]) 
     return trees.nest(held)
 
 
+def full_sizes(config: Mapping[str, Any], facts: Facts, batch_size: int = 1) -> dict[str, int]:
+    """Sizes of a batch whose rows are all as long as they can be."""
+    model, width = ModelOptions.of(config["model"], 1), facts.feature_width
+    most = max((len(names) for names in facts.label_names.values()), default=1)
+    return {
+        "b": batch_size, "n": model.max_prompt, "a": model.max_answer, "l": model.max_words,
+        "t": model.num_frames, "p": model.vision.num_tokens, "f": width, "i": width,
+        "c": most, "y": model.max_answer,
+    }  # fmt: skip
+
+
 def abstract_params(config: Mapping[str, Any], facts: Facts) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and type of every parameter by path."""
     system = build_system(config, facts)
-    shell = Assembled(dict(config), None, None, facts, "", {})  # type: ignore[arg-type]
-    batch = abstract_batch(system, shell.sizes())
+    batch = abstract_batch(system, full_sizes(config, facts))
     params = jax.eval_shape(system.init, jax.random.key(0), batch)
     return trees.named(params)
