@@ -62,7 +62,7 @@ def read_answer(text: str, question: VideoQuestion, names: Sequence[str]) -> int
     if first_words == ["no", "ye"]:
         return parse_yes_no(text, (names[1],), (names[0],))
     opened = question.answer_prefix.endswith("(")
-    return parse_option(f"({text}" if opened else text, question.options)
+    return parse_option(f"({text.removeprefix('(')}" if opened else text, question.options)
 
 
 def add_texts(rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import kind
+from jaxvsa.workflows.clips_demo import ensure_clips
 from jaxvsa.workflows.demo import DEMO, ensure_demo
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
@@ -73,6 +74,8 @@ def evaluate(
 def open_data(config: Mapping[str, Any], run: Path, data: str | Path | None = None) -> Prepared:
     """The prepared folder `data`, or the one a run was trained on."""
     root = data or config["data"]["root"]
+    if config["system"] != "vccsa":
+        return Prepared.open(ensure_clips(run, str(root), config["seed"]))
     return Prepared.open(ensure_demo(run, config["seed"]) if root == DEMO else root)
 
 

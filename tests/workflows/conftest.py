@@ -13,6 +13,7 @@ from rich.console import Console
 
 from jaxvsa.core.config import load_config
 from jaxvsa.core.files import write_json
+from jaxvsa.data.sources import clips
 from jaxvsa.data.sources.csmv import read_release
 from jaxvsa.data.sources.demo import FEATURES, write_demo
 from jaxvsa.data.sources.table import read_table
@@ -122,3 +123,39 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = FeatureSource(folder / "release" / FEATURES, "demo")
     prepare(read_release(folder / "release"), folder / "prepared", source)
     return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def clips_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared questions about small moving squares."""
+    from workflows import small_questions as small
+
+    found = clips.order_clips(1, small.SIZES)
+    return small.prepare_clips(found, tmp_path_factory.mktemp("clips") / "prepared")
+
+
+@pytest.fixture(scope="session")
+def text_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared questions without clips, in two folds."""
+    from workflows import small_questions as small
+
+    return small.prepare_text(tmp_path_factory.mktemp("questions") / "prepared")
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained all weights of an image model; tests must not change it."""
+    from workflows import small_questions as small
+
+    folder = tmp_path_factory.mktemp("image")
+    root = small.prepare_clips(clips.half_frames(1, small.SIZES), folder / "prepared")
+    small.fit("demo_base", root, folder / "run", "train.steps=2", "train.select_on=")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def image_folder(image_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Hugging Face folder; tests must not change it."""
+    from workflows import small_questions as small
+
+    return small.write_folder(image_run, tmp_path_factory.mktemp("folder") / "instructblip")
