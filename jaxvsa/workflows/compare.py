@@ -51,6 +51,8 @@ def fit_all(spec: str, overrides: Sequence[str], run: Path, console: Console) ->
         first, *_ = fit_folds(other, run / variant, console, alone=False)
         rows.insert(place, dataclasses.replace(first, name=variant))
     _show(rows, run, console, "table.json")
+    if config.data.root == DEMO:
+        console.print("These are figures of synthetic clips.", markup=False)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,15 @@ class Model:
                 raise UserError(f"clip '{name}' is missing; the model reads {facts.video}")
             clip = np.asarray(given[name])
             pixels = facts.video == "pixels"
-            wide = clip.reshape(len(clip), -1) if pixels else clip.reshape(-1, clip.shape[-1])
-            fits = clip.ndim == (4 if pixels else 3) and wide.shape[1] == facts.feature_width
-            if not fits or (pixels and clip.dtype != np.uint8) or not len(clip):
+            shape = clip.shape[1:] if pixels else clip.shape[2:]
+            fits = clip.ndim == (4 if pixels else 3) and math.prod(shape) == facts.feature_width
+            if not fits or (pixels and clip.dtype != np.uint8) or not clip.size:
                 raise UserError(
                     f"clip '{name}' is {clip.dtype} {clip.shape}; the model reads {facts.video} of "
                     f"{facts.feature_width} values ({facts.feature_dtype}), a frame for each row"
                 )
-            rows.append(wide.astype(dtype))
-            counts.append(len(wide))
+            rows.append(clip.reshape(-1, facts.feature_width).astype(dtype))
+            counts.append(len(rows[-1]))
         return FeatureTable.from_counts(np.concatenate(rows), np.array(counts), names)
 
 

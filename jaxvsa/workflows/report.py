@@ -16,7 +16,7 @@ from jaxvsa.core.files import read_json, write_json
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.comments import Assembled
-from jaxvsa.workflows.demo import demo_facts
+from jaxvsa.workflows.demo import DEMO, demo_facts
 from jaxvsa.workflows.runs import RunFolder, choose_step, read_trained
 
 
@@ -73,6 +73,8 @@ def show(rows: list[Row], folder: RunFolder, data: Assembled, console: Console) 
     ]
     render(rows, data.facts.label_names or {"answer": ()}, splits, console)
     console.print(f"± is one standard error over videos. Files: {folder.path}", markup=False)
+    if data.noun == "questions" and data.config["data"]["root"].startswith(DEMO):
+        console.print("These are figures of synthetic clips.", markup=False)
     facts = demo_facts(data.prepared.root)
     if facts is not None:
         for task, found in facts.closed_form.items():
