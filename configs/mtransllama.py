@@ -228,7 +228,7 @@ def demo_base() -> ConfigDict:
             "lora": {"rank": 0},
             "routing": {"enabled": False},
         },
-        optim={"lr": 1e-3},
+        optim={"lr": 2e-3},
         train={"epochs": 5.0},
     )
 
