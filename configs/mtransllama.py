@@ -228,8 +228,8 @@ def demo_base() -> ConfigDict:
             "lora": {"rank": 0},
             "routing": {"enabled": False},
         },
-        optim={"lr": 2e-3},
-        train={"epochs": 5.0},
+        optim={"lr": 1e-3},
+        train={"epochs": 6.0},
     )
 
 
