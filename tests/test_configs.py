@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -12,16 +14,22 @@ from jaxvsa.core import mesh as meshes
 from jaxvsa.core import trees
 from jaxvsa.core.config import build, load_config, to_plain, variants
 from jaxvsa.systems import module
-from jaxvsa.systems.base import abstract_batch
+from jaxvsa.systems.base import System, abstract_batch
+from jaxvsa.systems.mtransllama.system import Facts as AnswerFacts
+from jaxvsa.systems.mtransllama.system import LossOptions as AnswerLoss
+from jaxvsa.systems.mtransllama.system import WeightsOptions as BaseOptions
 from jaxvsa.systems.vccsa.system import Facts
 from jaxvsa.training.loop import TrainOptions
 from jaxvsa.training.optim import OptimOptions, make_optimizer
-from jaxvsa.training.state import start
+from jaxvsa.training.state import State, start
 from jaxvsa.training.step import train_step
-from jaxvsa.workflows.assemble import Batching, DataOptions, WeightsOptions
+from jaxvsa.workflows import questions
+from jaxvsa.workflows.comments import Batching, DataOptions, WeightsOptions
 
 WIDTHS = {"r2plus1d": 512, "videomaev2": 1408}
 VARIANTS = pytest.mark.parametrize("variant", variants("configs/vccsa.py"))
+ANSWERING = pytest.mark.parametrize("variant", variants("configs/mtransllama.py"))
+OPEN = ("qaego4d", "youcook2")
 
 
 def facts(variant: str, config: dict[str, Any]) -> Facts:
@@ -63,6 +71,17 @@ def test_variant_traces_one_update_at_full_size(variant: str) -> None:
     sizes = Batching.of(config).full_sizes(size)
     assert sizes["n"] == size * config["data"]["text_len"]
     batch = abstract_batch(system, {"f": given.feature_width or 0, **sizes})
+    params, state, terms = trace_update(system, config, batch)
+    assert {"loss", "opinion_loss", "emotion_loss"} <= set(terms)
+    probs = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
+    assert probs["emotion"].shape == (size, 8)
+    check_shardings(system, state, params)
+
+
+def trace_update(
+    system: System, config: dict[str, Any], batch: dict[str, Any]
+) -> tuple[Any, State, dict[str, Any]]:
+    """Shapes of parameters, state and loss terms; an update changes no shape."""
     rng = jax.random.key(0)
     params = jax.eval_shape(system.init, rng, batch)
     learn, _ = trees.split(params, system.trainable)
@@ -77,12 +96,79 @@ def test_variant_traces_one_update_at_full_size(variant: str) -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
-    assert {"loss", "opinion_loss", "emotion_loss"} <= set(terms)
-    probs = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
-    assert probs["emotion"].shape == (size, 8)
+    return params, state, terms
+
+
+def check_shardings(system: System, state: State, params: Any) -> None:
+    """Every rule of the partition decides something, and the sizes divide."""
     options = meshes.MeshOptions(1, 2, 2, "jit")
     placed = meshes.shardings(state, system.partition, meshes.make_mesh(options), params=params)
     assert jax.tree.structure(placed) == jax.tree.structure(state)
+
+
+def answer_facts(variant: str, config: dict[str, Any]) -> AnswerFacts:
+    """Of clips as pixels, and of InstructBLIP's tables or of tokenizers that are trained."""
+    own, text = config["data"]["vocab_size"], config["model"]["variant"] == "text"
+    small = variant.startswith("demo") or text
+    return AnswerFacts(
+        label_names={} if variant in OPEN else {"task": ("no", "yes")},
+        vocab_size=own if small else 32001,
+        pad_id=1,
+        eos_id=2,
+        words_size=own if small else 30523,
+        video="" if text else "pixels",
+        feature_width=0 if text else 3 * config["model"]["vision"]["image_size"] ** 2,
+        feature_dtype="" if text else "uint8",
+    )
+
+
+@ANSWERING
+def test_answering_variant_has_exactly_the_keys_that_are_read(variant: str) -> None:
+    config = to_plain(load_config(f"configs/mtransllama.py:{variant}"))
+    sections = {
+        "data": questions.DataOptions,
+        "weights": BaseOptions,
+        "loss": AnswerLoss,
+        "optim": OptimOptions,
+        "train": TrainOptions,
+        "mesh": meshes.MeshOptions,
+    }
+    for name, options in sections.items():
+        build(options, config[name], f"config.{name}")
+    module(config["system"]).build(config, answer_facts(variant, config))
+    assert set(config) == {*sections, "system", "seed", "init_from", "profile", "model", "beside"}
+    assert set(config["beside"]) <= set(variants("configs/mtransllama.py"))
+
+
+@ANSWERING
+def test_answering_variant_traces_one_update_at_full_size(variant: str) -> None:
+    config = to_plain(load_config(f"configs/mtransllama.py:{variant}"))
+    facts = answer_facts(variant, config)
+    if not facts.label_names:  # what is the same for all variants of one model is traced once
+        facts = dataclasses.replace(facts, label_names={"task": ("no", "yes")})
+    whole = json.dumps({name: config[name] for name in TRACED}, sort_keys=True)
+    trace_answers(whole, json.dumps(dataclasses.asdict(facts)))
+
+
+TRACED = ("system", "data", "weights", "model", "loss", "optim", "train")
+
+
+@functools.cache
+def trace_answers(whole: str, known: str) -> None:
+    """An update and both tasks of a configuration and its facts, both as JSON."""
+    config, given = json.loads(whole), AnswerFacts.from_dict(json.loads(known))
+    system = module(config["system"]).build(config, given)
+    data = questions.Assembled(config, None, None, given, "", {})  # type: ignore[arg-type]
+    size = config["train"]["batch_size"]
+    batch = abstract_batch(system, data.sizes(size))
+    assert batch["prompt_bn"].shape == (size, config["model"]["max_prompt"])
+    params, state, terms = trace_update(system, config, batch)
+    assert "loss" in terms
+    found = jax.eval_shape(system.tasks["generate"].outputs, params, batch)
+    assert found["answer"].shape == (size, config["model"]["max_new"])
+    found = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
+    assert found["task"].shape == (size, 2)
+    check_shardings(system, state, params)
 
 
 def test_paper_has_the_published_number_of_parameters() -> None:

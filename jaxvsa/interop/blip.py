@@ -213,6 +213,18 @@ def read_qformer(
     return {**found, "queries": query_qd}
 
 
+def without_words(tensors: Mapping[str, Any], prefix: str = "qformer.") -> dict[str, Any]:
+    """The tensors of a Q-Former that reads text as those of one that does not, as BLIP-2 has it."""
+    part = r"(embeddings\.(word|position)|encoder\.layer\.\d+\.(intermediate|output)\.)"
+    words = re.compile(re.escape(prefix) + part)
+    norm = f"{prefix}embeddings.layernorm."
+    return {
+        name.replace(norm, f"{prefix}layernorm."): tensor
+        for name, tensor in tensors.items()
+        if not words.match(name)
+    }
+
+
 def to_names(params: Any, options: QFormerOptions, prefix: str = "qformer.") -> dict[str, Any]:
     """Published names and layouts of the frozen parameters of `QFormer`."""
     tensors = write_leaves(qformer_leaves(options, prefix), params)

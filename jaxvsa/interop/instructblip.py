@@ -86,7 +86,7 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
 def read_weights(
     folder: str | Path,
     fields: Mapping[str, Mapping[str, Any]],
-    options: QFormerOptions,
+    options: QFormerOptions | None,
     place: Place | None = None,
     need_vision: bool = True,
 ) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def read_weights(
     Args:
         folder: with safetensors files.
         fields: from `read_fields`.
-        options: of the Q-Former.
+        options: of the Q-Former; without `vocab_size` it reads no text, whatever the folder holds;
+            None reads the language model alone.
         place: where a parameter goes, by its path in the whole model; None = the host.
         need_vision: False leaves the vision transformer out.
 
@@ -104,8 +105,10 @@ def read_weights(
     """
     try:
         tensors: dict[str, Any] = dict(open_safetensors(folder))
-        if "qformer" not in fields:
-            decoder = llama.read_decoder(tensors, fields["decoder"], "", _below(place, "decoder"))
+        if options is None or "qformer" not in fields:
+            prefix = PREFIX if "qformer" in fields else ""
+            below = _below(place, "decoder")
+            decoder = llama.read_decoder(tensors, fields["decoder"], prefix, below)
             return trees.named({"decoder": decoder})
         known = ("vision_model.", "qformer.", "query_tokens", "language_projection.", PREFIX)
         over = sorted(name for name in tensors if not name.startswith(known))
@@ -115,6 +118,8 @@ def read_weights(
         if need_vision:
             layers = fields["vision"]["num_layers"]
             found["vision"] = blip.read_vision(tensors, layers, place=_below(place, "vision"))
+        if fields["qformer"]["vocab_size"] and not options.vocab_size:
+            tensors = blip.without_words(tensors)
         found["qformer"] = blip.read_qformer(tensors, options, place=_below(place, "qformer"))
         own = {name: x for name, x in tensors.items() if name.startswith("language_projection.")}
         found["project"] = read_leaves(_PROJECTION, own, _below(place, "project"))

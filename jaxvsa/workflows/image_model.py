@@ -21,6 +21,8 @@ from jaxvsa.systems.mtransllama.model import ModelOptions
 
 FRESH = r"qformer/(.*/(lora_\w+|router_\w+)/.*|(query|frame)_position|.*/time_gate)"
 """Parameters that the image model does not have."""
+WORDS = r"qformer/(word|position|layer_\d+/mlp_word/.*)"
+"""Parameters that a Q-Former without text does not have."""
 
 
 def read_base(
@@ -39,21 +41,21 @@ def read_base(
         pixels: the vision transformer is needed.
         place: see `interop.instructblip.read_weights`.
     """
+    words_size = fields.get("qformer", {}).get("vocab_size", 0)
+    options = ModelOptions.of(config["model"], words_size)
     if not fields:
         from jaxvsa.workflows.runs import read_trained  # which needs `questions`, which needs this
 
         found = trees.named(read_trained(base, "newest").params)
         kept = {"both": ("qformer", "project", "decoder"), "text": ("decoder",)}
-        parts = (*kept[config["model"]["variant"]], *(("vision",) if pixels else ()))
+        absent = FRESH if options.reads_words else f"{FRESH}|{WORDS}"
+        parts = (*kept[options.variant], *(("vision",) if pixels else ()))
         return {
             path: leaf for path, leaf in found.items()
-            if path.startswith(parts) and not re.fullmatch(FRESH, path)
+            if path.startswith(parts) and not re.fullmatch(absent, path)
         }  # fmt: skip
-    options = ModelOptions.of(config["model"], fields.get("qformer", {}).get("vocab_size", 0))
-    found = read_weights(base, fields, options.qformer, place, pixels)
-    if config["model"]["variant"] == "text":
-        found = {path: leaf for path, leaf in found.items() if path.startswith("decoder/")}
-    return found
+    qformer = None if options.variant == "text" else options.qformer
+    return read_weights(base, fields, qformer, place, pixels)
 
 
 def read_vision_model(base: str | Path) -> tuple[dict[str, Any], Any]:

@@ -33,8 +33,8 @@ from jaxvsa.systems.base import Params, System
 from jaxvsa.workflows.assemble import kind
 
 FORMAT = 3
-# May differ when a run is resumed: devices and traces are invisible in its results.
-_FREE = ("mesh.", "profile:")
+# May differ when a run is resumed: devices, traces and other runs are invisible in its results.
+_FREE = ("mesh.", "profile:", "beside:")
 # What a start that was killed early leaves behind.
 _BEFORE_CONFIG = {"data", "base", "env.json", "data.json"}
 _PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

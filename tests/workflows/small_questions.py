@@ -12,7 +12,6 @@ from rich.console import Console
 
 from jaxvsa.core.config import load_config
 from jaxvsa.core.files import write_json
-from jaxvsa.data.features import FeatureTable
 from jaxvsa.data.questions import QuestionSet, VideoQuestion
 from jaxvsa.data.sources import clips
 from jaxvsa.interop import blip, llama
@@ -26,6 +25,8 @@ from jaxvsa.workflows.runs import read_trained
 
 SPEC = "configs/mtransllama.py"
 SIZES = {"train": 24, "dev": 8, "test": 8}
+SHALLOW = ("model.qformer.num_layers=2", "model.routing.schedule=all")
+"""Half the time to compile; both layers are routed."""
 
 
 def flags(root: Path, *more: str) -> list[str]:
@@ -75,16 +76,6 @@ def folded(count: int = 16) -> dict[str, QuestionSet]:
 
 def prepare_text(out: Path, sets: dict[str, QuestionSet] | None = None) -> Path:
     prepare_questions(sets or folded(), out, "fun", ("dull", "fun"))
-    return out
-
-
-def prepare_patches(out: Path, rows: int = 17) -> Path:
-    """Questions about clips that are stored as outputs of a vision transformer, as float16."""
-    found = clips.order_clips(1, {"train": 4, "test": 4})
-    count_n = np.full(8, 2 * rows)
-    values = np.random.default_rng(0).normal(size=(count_n.sum(), 32)).astype(np.float16)
-    table = FeatureTable.from_counts(values, count_n, list(found.frames.row))
-    prepare_questions({"demo": found.questions}, out, "way", clips.WAYS, table, "eva")
     return out
 
 

@@ -27,13 +27,16 @@ EVAL_BATCH = 16
 
 
 def trajectory(
-    root: Path, run: Path, count: int, *more: str, predict: bool = True
+    root: Path,
+    run: Path,
+    count: int,
+    *more: str,
+    predict: bool = True,
+    spec: str = "configs/vccsa.py:tiny",
 ) -> dict[str, np.ndarray]:
     """Losses of some updates, the gradient of the first, and at last predictions of dev."""
     given = (f"--config.data.root={root}", "--config.data.shapes=1", *more)
-    setup = fitting.prepare_run(
-        load_config("configs/vccsa.py:tiny", list(given)), run, jax.devices()[:count]
-    )
+    setup = fitting.prepare_run(load_config(spec, list(given)), run, jax.devices()[:count])
     system, mesh, data = setup.system, setup.mesh, setup.data
     placed = meshes.shardings(
         setup.abstract, system.partition, mesh, params=setup.abstract.params()
