@@ -16,6 +16,7 @@ from jaxvsa.workflows.prepare_questions import (
     read_asked,
     read_frames,
 )
+from jaxvsa.workflows.videocross import add_videocross, run_videocross
 
 DOOR = "python -m jaxvsa.prepare"
 CSMV = "--root CSMV/ --features CSMV/visual_feature/I3D --encoder i3d --out data/csmv-i3d"
@@ -31,9 +32,11 @@ QUESTIONS = {
 }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, prepares, prints what was found."""
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line, prepares, prints what was found; the exit code."""
     args = vars(_parser().parse_args(argv))
+    if "videocross" in args:
+        return run_videocross(args, Console())
     if "patches" in args:
         from jaxvsa.core.precision import Precision  # with JAX, for which --help does not wait
         from jaxvsa.workflows.patches import make_patches
@@ -42,15 +45,16 @@ def main(argv: Sequence[str]) -> None:
         count = args["num_frames"]
         make_patches(args["patches"], args["weights"], args["out"], count, precision, Console())
         print(f"prepared: train with --config.data.root={args['out']}")
-        return
+        return 0
     if "source" in args:
         _questions(args)
-        return
+        return 0
     features = feature_source(args)
     prepared = prepare(read_source(args, features), args["out"], features, args["seed"])
     for table in tables(prepared):
         Console().print(table)
     print(f"prepared: train with --config.data.root={args['out']}")
+    return 0
 
 
 def _parser() -> ArgumentParser:
@@ -65,6 +69,7 @@ def _parser() -> ArgumentParser:
         table.add_argument(f"--{split}", help=f"the {split} split as a file of its own")
     table.add_argument("--labels", required=True, help="label columns, separated by commas")
     _add_patches(sources)
+    add_videocross(sources, DOOR)
     for name, (summary, root) in QUESTIONS.items():
         asked = sources.add_parser(
             name, help=summary, description=summary, allow_abbrev=False,
