@@ -40,7 +40,7 @@ class Settings:
         delta: source -> gap above which a pair is decided, in its units.
         tie_eps: source -> gap up to which a pair is a tie.
         rater_sd: source -> deviation of one rater's score; then weights are the reliability of
-            the label, Phi(gap / (sqrt 2 se)) with se = rater_sd / sqrt(n_raters).
+            the answer, Phi(gap / (sqrt 2 se)) with se = rater_sd / sqrt(n_raters); ties have 1.
         cross_source_mismatch: the other video of a mismatch may be of another source.
     """
 
@@ -203,7 +203,8 @@ def _pairs(
         raters_m = np.minimum(part.raters_n[first_m], part.raters_n[second_m])
         if np.any(raters_m < 1):
             raise UserError(f"--rater-sd {source}: its rows have no n_raters; add them, or leave")
-        weight_m = ndtr(gap_m * np.sqrt(raters_m / 2) / settings.rater_sd[source])
+        reliability_m = ndtr(gap_m * np.sqrt(raters_m / 2) / settings.rater_sd[source])
+        weight_m = np.where(answer_m != 0, reliability_m, 1.0)
     return Pairs.of(
         len(first_m),
         question_n=part.question_n[first_m],

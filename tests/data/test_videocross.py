@@ -19,6 +19,7 @@ from jaxvsa.data.prompts import prompt_key
 from jaxvsa.data.scored import DIMENSIONS, RewardRows, ScoredVideo, Vote
 from jaxvsa.data.scored_pairs import Settings
 from jaxvsa.data.sources.reward_demo import leaking_prompts
+from jaxvsa.data.sources.scored_jsonl import read_pairs, read_scored
 from jaxvsa.data.videocross import VideoCross, build
 from jaxvsa.data.videocross_files import (
     count_leaks,
@@ -223,6 +224,9 @@ def test_reliability_of_a_label_becomes_its_weight():
     # se = 6 / 3; Phi(3 / (sqrt 2 * 2)).
     want = 0.5 * (1 + math.erf(3 / (math.sqrt(2) * 2) / math.sqrt(2)))
     np.testing.assert_allclose(cross.pairs.weight_n, [want], rtol=1e-6)
+    tie = scored(("v0", "a cat", 1.0), ("v1", "a cat", 4.0), ("v2", "a cat", 4.0), n_raters=9)
+    cross = build([tie], dataclasses.replace(ONLY_SAME, rater_sd={"own": 6.0}))
+    np.testing.assert_allclose(sorted(cross.pairs.weight_n), [want, want, 1], rtol=1e-6)
     bare = scored(("v0", "a cat", 1.0), ("v1", "a cat", 4.0))
     with pytest.raises(UserError, match="--rater-sd own: its rows have no n_raters"):
         build([bare], dataclasses.replace(ONLY_SAME, rater_sd={"own": 6.0}))
@@ -269,7 +273,8 @@ def test_folder_comes_back(tmp_path):
     write_videocross(tmp_path / "out", cross)
     found = open_videocross(tmp_path / "out")
     assert found.ids == cross.ids and found.card == json.loads(json.dumps(cross.card))
-    assert found.videos == cross.videos
+    assert found.videos == cross.videos == read_scored(tmp_path / "out/videos.jsonl").videos
+    assert len(read_pairs(tmp_path / "out/pairs.jsonl").votes) == len(cross.pairs)
     for name in Pairs.__dataclass_fields__:
         mine, read = getattr(cross.pairs, name), getattr(found.pairs, name)
         texts = {

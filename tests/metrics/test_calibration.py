@@ -56,6 +56,15 @@ def test_figures_by_hand_and_ties_left_out():
     assert row["pairs"] == 3
 
 
+def test_cosines_alone_cannot_be_sure():
+    """CA1: a difference of two cosines is at most 2, so the loss of a pair is at least .126928."""
+    assert calibration(np.array([1]), np.array([2.0]))["log_loss"] == pytest.approx(
+        0.126928, abs=1e-6
+    )
+    (row,) = reliability(np.array([1]), np.array([2.0]))
+    assert row["predicted"] == pytest.approx(0.880797, abs=1e-6)
+
+
 def test_bins_have_equal_mass():
     answer, difference = _drawn(1.0, 1000)
     rows = reliability(answer, difference)

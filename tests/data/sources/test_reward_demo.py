@@ -9,6 +9,7 @@ import pytest
 
 from jaxvsa.data.prompts import jaccard, prompt_key
 from jaxvsa.data.sources.reward_demo import (
+    BETA,
     Memorable,
     ScaledSource,
     answer_probabilities,
@@ -41,6 +42,34 @@ def test_probabilities_sum_to_one_and_mirror(k):
     found = answer_probabilities(d, k)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-15)
     np.testing.assert_allclose(answer_probabilities(-d, k)[:, [1, 0, 2]], found)
+
+
+def test_losses_of_one_pair_with_ties():
+    """CA1: at k = 3, d = 1 A costs .743668, B 2.214283, a tie .878510."""
+    found = -np.log(answer_probabilities(np.ones(1), 3))
+    np.testing.assert_allclose(found, [[0.743668, 2.214283, 0.878510]], atol=1e-6)
+
+
+@pytest.mark.parametrize(("deviation", "k"), [(0, 2.0543), (0.5, 2.1404), (1, 2.3794), (2, 3.2528)])
+def test_tie_share_of_genai_bench_needs_a_larger_k_if_rewards_differ(deviation, k):
+    """The k that gives 369 ties of 1,069 over d ~ N(0, deviation^2).
+
+    CA1 has 2.054, 2.141, 2.380 and 3.257, the last from a simulation; these are by quadrature.
+    """
+    point, weight = np.polynomial.hermite_e.hermegauss(60)
+    tie = answer_probabilities(deviation * point, k)[:, 2]
+    assert np.sum(weight * tie) / weight.sum() == pytest.approx(369 / 1069, abs=1e-5)
+
+
+def test_population_figures_of_g1_by_quadrature():
+    """CA1: Bayes accuracy .82766; log-loss of c times the gap of the cosines, c = 6 is Bayes."""
+    middle = (np.arange(4000) + 0.5) / 4000 * 2.2 - 1.1  # density of the gap is a triangle
+    weight = (1.1 - np.abs(middle)) / np.sum(1.1 - np.abs(middle))
+    won = answer_probabilities(BETA * middle)[:, 0]
+    assert np.sum(weight * np.maximum(won, 1 - won)) == pytest.approx(0.82766, abs=1e-5)
+    for c, want in ((1, 0.56237), (2, 0.47599), (6, 0.37488), (10, 0.41294)):
+        loss = won * np.logaddexp(0, -c * middle) + (1 - won) * np.logaddexp(0, c * middle)
+        assert np.sum(weight * loss) == pytest.approx(want, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
