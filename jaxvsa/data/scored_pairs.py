@@ -25,7 +25,8 @@ from jaxvsa.data.sources.t2vqa import STD
 
 THRESHOLDS = {"t2vqa": (STD / 2, STD / 10), "videofeedback": (0.5, 0.0)}
 """Source -> delta and tie_eps in its own units; others have .5 and .1 of their deviation."""
-MOST_PAIRS = 20_000_000
+MOST_PAIRS = 5_000_000
+"""Pairs of one prompt in a source and dimension, above which memory would not do."""
 
 
 @dataclasses.dataclass(frozen=True)

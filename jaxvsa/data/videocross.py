@@ -128,14 +128,18 @@ def make_card(cross: VideoCross, dropped: Mapping[str, int], settings: Settings)
 
 def _check_sources(settings: Settings, sources: Sequence[str]) -> None:
     for option in ("delta", "tie_eps", "rater_sd"):
+        flag, least = (
+            f"--{option.replace('_', '-')}",
+            "above 0" if option == "rater_sd" else "from 0",
+        )
         for name, value in getattr(settings, option).items():
             if name not in sources:
                 raise UserError(
-                    f"--{option.replace('_', '-')}: no source '{name}'{nearest(name, sources)}; "
+                    f"{flag}: no source '{name}'{nearest(name, sources)}; "
                     f"read: {', '.join(sources)}"
                 )
             if not 0 <= value < np.inf or (option == "rater_sd" and not value):
-                raise UserError(f"--{option.replace('_', '-')} {name}={value:g} is too small")
+                raise UserError(f"{flag} {name}={value:g}: give a finite number {least}")
 
 
 def _without_same_video(pairs: Pairs, dropped: Counter) -> Pairs:

@@ -248,8 +248,8 @@ def test_mismatches_stay_in_their_source_unless_told_otherwise():
     [
         (Settings(delta={"t2vq": 1}), "--delta: no source 't2vq'.*read: own"),
         (Settings(tie_eps={"own": 99}), "source 'own': tie_eps 99 must lie from 0 to delta"),
-        (Settings(delta={"own": -1}), "--delta own=-1 is too small"),
-        (Settings(rater_sd={"own": 0}), "--rater-sd own=0 is too small"),
+        (Settings(delta={"own": -1}), "--delta own=-1: give a finite number from 0"),
+        (Settings(rater_sd={"own": 0}), "--rater-sd own=0: give a finite number above 0"),
         (Settings(budget=0), "no pair is left: budget 1; loosen that filter"),
         (Settings(delta={"own": 50}), "no pair is left: gap_between_tie_eps_and_delta 1"),
     ],
@@ -257,6 +257,12 @@ def test_mismatches_stay_in_their_source_unless_told_otherwise():
 def test_settings_refused(settings, message):
     with pytest.raises(UserError, match=message):
         build([scored(("v0", "a cat", 1.0), ("v1", "a cat", 9.0))], settings)
+
+
+def test_one_prompt_with_too_many_videos_is_refused(monkeypatch):
+    monkeypatch.setattr("jaxvsa.data.scored_pairs.MOST_PAIRS", 2)
+    with pytest.raises(UserError, match="source 'own' has 3 pairs of one prompt in dynamism"):
+        build([scored(*((f"v{n}", "a cat", float(n)) for n in range(3)))])
 
 
 def test_ids_must_be_unique_and_votes_need_their_videos():
