@@ -72,7 +72,8 @@ def test_options_reach_the_builder(releases, tmp_path):
     }  # fmt: skip
     assert len(cross.pairs) == 500
     of_n = cross.pairs.source_n == cross.sources.index("t2vqa")
-    assert 0.5 <= cross.pairs.weight_n[of_n].min() < 0.6
+    # The smallest decided gap is 4 of 20 for one of 27 raters: Phi(.735) = .769.
+    assert 0.768 < cross.pairs.weight_n[of_n].min() < 0.85
     assert np.all(cross.pairs.weight_n[~of_n] == 1)
 
 
