@@ -65,11 +65,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "benchmark": "scaling", "machine": harness.machine(), "dtype": args.dtype, "curves": {},
     }  # fmt: skip
+    measured: dict[tuple[int, ...], dict[str, Any]] = {}  # the curves meet in one point
     for axis, values in curves.items():
-        points = [
-            measure(config, corpus.features.width, args.repeats, **base | {axis: value})
-            for value in values
-        ]
+        points = []
+        for value in values:
+            sizes = base | {axis: value}
+            key = tuple(sizes.values())
+            if key not in measured:
+                measured[key] = measure(config, corpus.features.width, args.repeats, **sizes)
+            points.append(measured[key])
         record["curves"][axis] = {
             "points": points,
             "exponent_of_seconds": exponent(points, axis, "seconds_median"),

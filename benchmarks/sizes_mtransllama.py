@@ -27,9 +27,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    record = {"benchmark": "sizes", "variant": args.variant, **measure(args.variant)}
     from benchmarks import harness
 
+    record = {
+        "benchmark": "sizes", "machine": harness.machine(), "variant": args.variant,
+        **measure(args.variant),
+    }  # fmt: skip
     columns = list(next(iter(record["mib_per_device"].values())))
     print(f"{'MiB per device':24}" + "".join(f"{name:>18}" for name in columns))
     for part, sizes in record["mib_per_device"].items():

@@ -13,7 +13,7 @@ from jaxvsa.core import trees
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json
 from jaxvsa.interop import blip, llama
-from jaxvsa.interop.names import Leaf, Place, read_leaves
+from jaxvsa.interop.names import Place
 from jaxvsa.interop.tensors import open_safetensors
 from jaxvsa.layers.qformer import QFormerOptions
 
@@ -34,10 +34,6 @@ _QFORMER = {
     "max_positions": "max_position_embeddings",
     "cross_every": "cross_attention_frequency",
     "norm_eps": "layer_norm_eps",
-}
-_PROJECTION = {
-    "kernel": Leaf(("language_projection.weight",), transposed=True),
-    "bias": Leaf(("language_projection.bias",)),
 }
 _KINDS = ("instructblip", "instructblipvideo", "blip-2")
 PREFIX = "language_model."
@@ -121,8 +117,7 @@ def read_weights(
         if fields["qformer"]["vocab_size"] and not options.vocab_size:
             tensors = blip.without_words(tensors)
         found["qformer"] = blip.read_qformer(tensors, options, place=_below(place, "qformer"))
-        own = {name: x for name, x in tensors.items() if name.startswith("language_projection.")}
-        found["project"] = read_leaves(_PROJECTION, own, _below(place, "project"))
+        found["project"] = blip.read_projection(tensors, place=_below(place, "project"))
         found["decoder"] = llama.read_decoder(
             tensors, fields["decoder"], PREFIX, _below(place, "decoder")
         )

@@ -17,18 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.precision import Precision, island
+from jaxvsa.core.precision import Precision
 from jaxvsa.core.shapes import bind_dims
-from jaxvsa.layers.attention import masked_softmax
-from jaxvsa.layers.lora import LoraDense, LoraOptions
-from jaxvsa.layers.routing import (
-    Router,
-    RoutingOptions,
-    band_masks,
-    joint_masks,
-    routed_softmax,
-)
-from jaxvsa.layers.transformer import INIT, dense, gelu, layer_norm
+from jaxvsa.layers.bert_blocks import AttentionBlock, FeedForward
+from jaxvsa.layers.lora import LoraOptions
+from jaxvsa.layers.routing import Router, RoutingOptions, band_masks, joint_masks
+from jaxvsa.layers.transformer import INIT, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,93 +66,13 @@ class QFormerOptions:
     aggregate: Literal["mean", "concat", "max", "last"]
 
 
-class AttentionBlock(nn.Module):
-    """Attention with its output projection, residual and LayerNorm, as BERT has it.
-
-    Parameters: query, key, value (query and value with low-rank changes for each use), out, norm.
-
-    Attributes:
-        num_heads: heads h; divides the width d.
-        uses: names of the uses.
-        lora: see `LoraOptions`.
-        combine: see `RoutingOptions`.
-        norm_eps: epsilon of the LayerNorm.
-        precision: parameter and compute types.
-    """
-
-    num_heads: int
-    uses: tuple[str, ...]
-    lora: LoraOptions
-    combine: str
-    norm_eps: float
-    precision: Precision
-
-    @nn.compact
-    def __call__(
-        self,
-        x_bqd: jax.Array,
-        memory_bzf: jax.Array,
-        keep_bz: jax.Array,
-        use: str,
-        weight_bm: jax.Array | None = None,
-        sees_mqz: jax.Array | None = None,
-    ) -> jax.Array:
-        """(b,q,d) -> (b,q,d).
-
-        Args:
-            x_bqd: what asks.
-            memory_bzf: what is seen.
-            keep_bz: bool, real keys.
-            use: which low-rank changes apply.
-            weight_bm: of the masks; None for plain attention.
-            sees_mqz: the masks.
-        """
-        width = x_bqd.shape[-1]
-        if width % self.num_heads:
-            raise UserError(f"{self.num_heads} heads do not divide width {width}")
-        head = (self.num_heads, width // self.num_heads)
-        lora = functools.partial(
-            LoraDense, width, self.uses, self.lora, self.precision
-        )  # query and value, MTransLLAMA, section III-C
-        q_bqhe = lora(name="query")(x_bqd, use).reshape(*x_bqd.shape[:2], *head)
-        k_bzhe = dense(width, "key", self.precision)(memory_bzf)
-        k_bzhe = k_bzhe.reshape(*memory_bzf.shape[:2], *head)
-        v_bzhe = lora(name="value")(memory_bzf, use).reshape(k_bzhe.shape)
-        logits_bhqz = jnp.einsum(
-            "bqhe,bzhe->bhqz", q_bqhe, k_bzhe, preferred_element_type=island(x_bqd)
-        )
-        logits_bhqz *= head[1] ** -0.5
-        if weight_bm is None or sees_mqz is None:
-            attn_bhqz = masked_softmax(logits_bhqz, keep_bz[:, None, None])
-        else:
-            attn_bhqz = routed_softmax(logits_bhqz, keep_bz, weight_bm, sees_mqz, self.combine)
-        out_bqhe = jnp.einsum("bhqz,bzhe->bqhe", attn_bhqz.astype(v_bzhe.dtype), v_bzhe)
-        out_bqd = dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
-        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
-
-
-class FeedForward(nn.Module):
-    """GELU network with residual and LayerNorm, as BERT has it."""
-
-    mlp_width: int
-    norm_eps: float
-    precision: Precision
-
-    @nn.compact
-    def __call__(self, x_bqd: jax.Array) -> jax.Array:
-        """(b,q,d) -> (b,q,d)."""
-        inner_bqi = dense(self.mlp_width, "in", self.precision)(x_bqd)
-        inner_bqi = gelu(inner_bqi)
-        out_bqd = dense(x_bqd.shape[-1], "out", self.precision)(inner_bqi)
-        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
-
-
 class QFormerLayer(nn.Module):
     """One layer; see the module's docstring.
 
     Attributes:
         num_masks: masks it chooses from.
         crosses: it attends to the patches.
+        last: nothing reads its words: they are seen, but not computed.
         options: see `QFormerOptions`.
         lora: see `LoraOptions`.
         routing: see `RoutingOptions`.
@@ -167,6 +81,7 @@ class QFormerLayer(nn.Module):
 
     num_masks: int
     crosses: bool
+    last: bool
     options: QFormerOptions
     lora: LoraOptions
     routing: RoutingOptions
@@ -181,15 +96,31 @@ class QFormerLayer(nn.Module):
         num_frames: int,
         example_b: jax.Array,
         deterministic: bool,
+        word_bld: jax.Array | None = None,
     ) -> jax.Array:
-        """Queries and words of every frame n of every example, (n,z,d) -> (n,z,d)."""
+        """Queries and words of every frame n of every example, (n,z,d) -> (n,z,d).
+
+        Args:
+            x_nzd: queries and words, or queries alone and `word_bld`.
+            keep_nz: bool, real ones among both.
+            frames_npf: patches.
+            num_frames: n is the number of examples times this.
+            example_b: numbers of the examples.
+            deterministic: nothing is drawn.
+            word_bld: words that are still the same in all frames of an example.
+        """
         options = self.options
         shared = (self.lora, self.routing.combine, options.norm_eps, self.precision)
         own = AttentionBlock(options.num_heads, ("space", "time"), *shared, name="attention")
-        num_queries, words = options.num_queries, x_nzd.shape[1] - options.num_queries
-        weight_nm, sees_mzz = self.route_space(x_nzd, keep_nz, num_frames, example_b, deterministic)
-        x_nzd = own(x_nzd, x_nzd, keep_nz, "space", weight_nm, sees_mzz)
+        num_queries = options.num_queries
+        weight_nm, sees_mqz = self.route_space(x_nzd, keep_nz, num_frames, example_b, deterministic)
+        network = functools.partial(FeedForward, options.mlp_width, *shared[2:])
+        asks_nqd = x_nzd[:, :num_queries] if self.last else x_nzd
+        if self.last and self.is_initializing() and keep_nz.shape[1] > num_queries:
+            network(name="mlp_word")(x_nzd[:, num_queries:])  # published models have it
+        x_nzd = own(asks_nqd, x_nzd, keep_nz, "space", weight_nm, sees_mqz, word_bld)
 
+        words = x_nzd.shape[1] - num_queries
         passing = num_queries if options.temporal_tokens == "query" else x_nzd.shape[1]
 
         def over_time(x_nzd: jax.Array) -> jax.Array:
@@ -211,9 +142,6 @@ class QFormerLayer(nn.Module):
         steps = (over_time, to_patches) if options.order == "s-t-c" else (to_patches, over_time)
         for step in steps:
             x_nzd = step(x_nzd)
-        network = functools.partial(
-            FeedForward, options.mlp_width, options.norm_eps, self.precision
-        )
         query_nqd = network(name="mlp_query")(x_nzd[:, :num_queries])
         if not words:
             return query_nqd
@@ -228,11 +156,11 @@ class QFormerLayer(nn.Module):
         example_b: jax.Array,
         deterministic: bool,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Weights (n,m) of the masks of a frame, and the masks (m,z,z); None without a choice."""
+        """Weights (n,m) of the masks of a frame, and the masks (m,q,z); None without a choice."""
         if self.num_masks == 1:
             return None, None
         routing, num_queries = self.routing, self.options.num_queries
-        orders, words = routing.orders[: self.num_masks], x_nzd.shape[1] - num_queries
+        orders, words = routing.orders[: self.num_masks], keep_nz.shape[1] - num_queries
         pooled_nd = jnp.mean(x_nzd[:, :num_queries], axis=1)
         if routing.pool == "all":
             real_nz1 = keep_nz[..., None].astype(x_nzd.dtype)
@@ -241,7 +169,8 @@ class QFormerLayer(nn.Module):
         weight_nm = Router(self.num_masks, routing, name="router_space")(
             pooled_nd, jnp.repeat(example_b, num_frames), place_n, deterministic
         )
-        return weight_nm, joint_masks(num_queries, words, orders, routing.cross_modal)
+        sees_mzz = joint_masks(num_queries, words, orders, routing.cross_modal)
+        return weight_nm, sees_mzz[:, :num_queries] if self.last else sees_mzz
 
     def attend_time(
         self,
@@ -313,41 +242,49 @@ class QFormer(nn.Module):
             ValueError: sizes differ between arguments, or text without a word table.
         """
         dims = bind_dims(frames_btpf=frames_btpf, example_b=example_b)
-        num_frames, store = dims["t"], self.precision.param_dtype
+        num_frames = dims["t"]
         if num_frames > self.options.max_frames:
             raise UserError(
                 f"{num_frames} frames, but frame_position has {self.options.max_frames} rows"
             )
-        compute, zeros = self.precision.compute_dtype, nn.initializers.zeros
-        query_qd = self.param(
-            "queries", INIT, (self.options.num_queries, self.options.width), store
-        )
-        place_qd = self.param("query_position", zeros, query_qd.shape, jnp.float32)
-        at_td = self.param(
-            "frame_position", zeros, (self.options.max_frames, self.options.width), jnp.float32
-        )
-        query_tqd = (query_qd + place_qd)[None] + at_td[:num_frames, None]
+        compute = self.precision.compute_dtype
         merged = dims["b"] * num_frames
-        query_nqd = jnp.tile(query_tqd.astype(compute), (dims["b"], 1, 1))
-        parts, keeps = [query_nqd], [jnp.ones((merged, self.options.num_queries), bool)]
+        query_nqd = jnp.tile(self.ask(num_frames).astype(compute), (dims["b"], 1, 1))
+        norm = layer_norm("norm_embed", self.options.norm_eps, self.precision)
+        x_nzd = norm(query_nqd)
+        keep_nz = jnp.ones((merged, self.options.num_queries), bool)
+        word_bld = None
         if ids_bl is not None and keep_bl is not None:
-            word_bld = self.embed(ids_bl, keep_bl)
-            parts.append(jnp.repeat(word_bld, num_frames, axis=0))
-            keeps.append(jnp.repeat(keep_bl, num_frames, axis=0))
-        x_nzd = layer_norm("norm_embed", self.options.norm_eps, self.precision)(
-            jnp.concatenate(parts, axis=1)
-        )
-        keep_nz = jnp.concatenate(keeps, axis=1)
+            word_bld = norm(self.embed(ids_bl, keep_bl))
+            keep_nz = jnp.concatenate([keep_nz, jnp.repeat(keep_bl, num_frames, axis=0)], axis=1)
         frames_npf = frames_btpf.astype(compute).reshape(merged, *frames_btpf.shape[2:])
+        last = self.options.num_layers - 1
         for i in range(self.options.num_layers):
             count = self.routing.num_masks(i, self.options.num_layers)
             layer = QFormerLayer(
-                count, i % self.options.cross_every == 0, self.options, self.lora, self.routing,
-                self.precision, name=f"layer_{i}",
+                count, i % self.options.cross_every == 0, i == last, self.options, self.lora,
+                self.routing, self.precision, name=f"layer_{i}",
             )  # fmt: skip
-            x_nzd = layer(x_nzd, keep_nz, frames_npf, num_frames, example_b, deterministic)
+            pools = count > 1 and self.routing.pool == "all"
+            if word_bld is not None and (i == last or pools):  # they are needed row by row
+                x_nzd = jnp.concatenate([x_nzd, jnp.repeat(word_bld, num_frames, axis=0)], axis=1)
+                word_bld = None
+            x_nzd = layer(
+                x_nzd, keep_nz, frames_npf, num_frames, example_b, deterministic, word_bld
+            )
+            word_bld = None
         split = (dims["b"], num_frames, self.options.num_queries, self.options.width)
         return self.gather(x_nzd[:, : self.options.num_queries].reshape(split))
+
+    def ask(self, num_frames: int) -> jax.Array:
+        """The queries of every frame, not normalised yet, (t,q,d): MTransLLAMA, Eq. 6."""
+        shape, zeros = (self.options.num_queries, self.options.width), nn.initializers.zeros
+        query_qd = self.param("queries", INIT, shape, self.precision.param_dtype)
+        place_qd = self.param("query_position", zeros, shape, jnp.float32)
+        at_td = self.param(
+            "frame_position", zeros, (self.options.max_frames, self.options.width), jnp.float32
+        )
+        return (query_qd + place_qd)[None] + at_td[:num_frames, None]
 
     def embed(self, ids_bl: jax.Array, keep_bl: jax.Array) -> jax.Array:
         """Word and position rows, not normalised yet, (b,l,d)."""

@@ -18,7 +18,7 @@ KINDS = {"vccsa": "comments", "mtransllama": "questions"}
 def kind(system: str) -> ModuleType:
     """The module that reads the data of a system.
 
-    Each has `assemble`, `Batching`, `read_codec`, `read_held` and `score`, as `comments` has them.
+    Each has `assemble`, `Batching`, `find_root`, `read_codec` and `read_params`.
 
     Raises:
         UserError: no such system.

@@ -292,7 +292,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     if weights.freeze_text and not weights.text:
         raise UserError("config.weights.freeze_text needs config.weights.text: a random text "
                         "encoder that does not learn is of no use")  # fmt: skip
-    root = ensure_demo(run, config["seed"]) if options.root == DEMO else Path(options.root)
+    root = find_root(run, options.root, config["seed"])
     prepared = Prepared.open(root)
     train = prepared.comments(options.protocol, "train")
     codec, text_params, vocab = read_text(resolved, options, weights, train.text)
@@ -310,6 +310,11 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     )
     unknown = codec.unknown_share(codec.encode(train.text, options.text_len))
     return Assembled(resolved, prepared, codec, facts, text_params, unknown)
+
+
+def find_root(run: Path, root: str, seed: int) -> Path:
+    """The prepared folder `root`; "demo" is the synthetic corpus of a run."""
+    return ensure_demo(run, seed) if root == DEMO else Path(root)
 
 
 def read_text(

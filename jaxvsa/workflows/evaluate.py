@@ -16,8 +16,7 @@ from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row, render
 from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.assemble import kind
-from jaxvsa.workflows.clips_demo import ensure_clips
-from jaxvsa.workflows.demo import DEMO, ensure_demo
+from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
 
@@ -73,10 +72,8 @@ def evaluate(
 
 def open_data(config: Mapping[str, Any], run: Path, data: str | Path | None = None) -> Prepared:
     """The prepared folder `data`, or the one a run was trained on."""
-    root = data or config["data"]["root"]
-    if config["system"] != "vccsa":
-        return Prepared.open(ensure_clips(run, str(root), config["seed"]))
-    return Prepared.open(ensure_demo(run, config["seed"]) if root == DEMO else root)
+    root = str(data or config["data"]["root"])
+    return Prepared.open(kind(config["system"]).find_root(run, root, config["seed"]))
 
 
 def manifest_of(values: Mapping[str, Any] | None) -> Manifest | None:

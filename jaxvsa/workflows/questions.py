@@ -300,7 +300,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
             "config.data.root is empty; write the data once with `python -m jaxvsa.prepare mustard "
             "--root MUSTARD/ --out DIR` and pass --config.data.root=DIR"
         )
-    root = ensure_clips(run, options.root, config["seed"])
+    root = find_root(run, options.root, config["seed"])
     prepared = Prepared.open(root)
     base = resolved["weights"]["base"] = ensure_base(run, weights.base)
     train = prepared.comments(options.protocol, "train")
@@ -341,6 +341,11 @@ def _train_codecs(train: Comments, options: DataOptions) -> tuple[Codecs, tuple[
     language = LanguageCodec.train_bpe(texts, options.vocab_size)
     words = TextCodec.train_bpe([qformer_text(one) for one in asked], options.vocab_size)
     return Codecs(language, words), (language.vocab_size, words.vocab_size)
+
+
+def find_root(run: Path, root: str, seed: int) -> Path:
+    """The prepared folder `root`; see `clips_demo.ensure_clips`."""
+    return ensure_clips(run, root, seed)
 
 
 def read_codec(text: str) -> Codecs:

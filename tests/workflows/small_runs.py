@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +52,13 @@ def assert_same_run(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(mine[path], theirs[path], err_msg=path)
     results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
     assert results[0] == results[1]
+
+
+def run_as_user(door: str, *arguments: str, timeout_s: int = 900) -> None:
+    """A door in a process of its own, which sees one device and optimises, unlike this one."""
+    command = [sys.executable, "-m", f"jaxvsa.{door}", *arguments]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

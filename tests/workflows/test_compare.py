@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 from workflows import small_questions as small
+from workflows.small_runs import run_as_user
 
 from jaxvsa.core.config import load_config
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row
 from jaxvsa.workflows.compare import find_folds, fit_all, fit_folds, mean_row
 from jaxvsa.workflows.prepare_questions import prepare_questions, read_asked
+from jaxvsa.workflows.report import read_rows
 from jaxvsa.workflows.score import baselines
 
 QUIET = Console(quiet=True)
@@ -154,9 +156,11 @@ def test_mustard_baselines_over_the_released_folds(mustard: Path) -> None:
 @pytest.mark.real_data
 def test_mustard_dialogues_beat_the_majority(mustard: Path, tmp_path: Path) -> None:
     """Five folds of a small language model from scratch, as `mustard_text` trains it."""
-    given = ["--config.data.root=" + str(mustard)]
-    rows = fit_folds(load_config(TEXT, given), tmp_path / "run", QUIET, alone=False)
-    model, majority, prior = rows
+    run_as_user(
+        "train", "--config", TEXT, f"--config.data.root={mustard}", "--config.beside=()",
+        "--run", str(tmp_path / "run"),
+    )  # fmt: skip
+    model, majority, prior = read_rows(tmp_path / "run" / "results.json")
     name = "test/sarcasm/accuracy"
     assert model.name == "mtransllama (5 folds)"
     assert model.values[name] - 3 * model.errors[name] >= majority.values[name]

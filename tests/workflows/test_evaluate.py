@@ -132,7 +132,7 @@ def test_door_needs_a_folder_for_its_files(run, tmp_path):
 
 def test_demo_runs_are_measured_on_their_own_synthetic_corpus(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data" / "prepared")
-    config = {"data": {"root": "demo"}, "seed": 0}
+    config = {"system": "vccsa", "data": {"root": "demo"}, "seed": 0}
     assert open_data(config, tmp_path).root == tmp_path / "data" / "prepared"
     assert open_data(config, tmp_path, prepared).root == prepared
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from workflows import small_questions as small
-from workflows.small_runs import rows
+from workflows.trajectories import assert_same, trajectory
 
 from jaxvsa import prepare as door
 from jaxvsa.core.errors import UserError
@@ -41,12 +41,13 @@ def test_cache_holds_every_patch_of_every_clip(clips_root: Path, cached: Path) -
 def test_training_is_the_same_with_and_without_the_cache(
     clips_root: Path, cached: Path, image_run: Path, tmp_path: Path
 ) -> None:
-    losses = {}
-    for name, root in (("pixels", clips_root), ("patches", cached)):
-        small.fit("demo", root, tmp_path / name, f"weights.base={image_run}")
-        losses[name] = [row["train/loss"] for row in rows(tmp_path / name) if "train/loss" in row]
-    assert len(losses["pixels"]) == 6
-    np.testing.assert_allclose(losses["patches"], losses["pixels"], rtol=1e-6)
+    given = small.flags(clips_root, f"weights.base={image_run}")[1:]
+    found = [
+        trajectory(root, tmp_path, 1, *given, predict=False, spec=f"{small.SPEC}:demo")
+        for root in (clips_root, cached)
+    ]
+    assert_same(*found)
+    np.testing.assert_allclose(found[1]["loss"], found[0]["loss"], rtol=1e-6)
 
 
 def test_cache_of_a_folder_and_of_the_run_it_came_from_are_the_same(

@@ -1,0 +1,111 @@
+"""Attention and network as BERT has them: projection, residual, then LayerNorm."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvsa.core.errors import UserError
+from jaxvsa.core.precision import Precision, island
+from jaxvsa.layers.attention import masked_softmax
+from jaxvsa.layers.lora import LoraDense, LoraOptions
+from jaxvsa.layers.routing import routed_softmax
+from jaxvsa.layers.transformer import dense, gelu, layer_norm
+
+
+class AttentionBlock(nn.Module):
+    """Attention with its output projection, residual and LayerNorm, as BERT has it.
+
+    Parameters: query, key, value (query and value with low-rank changes for each use), out, norm.
+
+    Attributes:
+        num_heads: heads h; divides the width d.
+        uses: names of the uses.
+        lora: see `LoraOptions`.
+        combine: see `RoutingOptions`.
+        norm_eps: epsilon of the LayerNorm.
+        precision: parameter and compute types.
+    """
+
+    num_heads: int
+    uses: tuple[str, ...]
+    lora: LoraOptions
+    combine: str
+    norm_eps: float
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self,
+        x_bqd: jax.Array,
+        memory_bzf: jax.Array,
+        keep_bz: jax.Array,
+        use: str,
+        weight_bm: jax.Array | None = None,
+        sees_mqz: jax.Array | None = None,
+        shared_yzd: jax.Array | None = None,
+    ) -> jax.Array:
+        """(b,q,d) -> (b,q,d).
+
+        Args:
+            x_bqd: what asks.
+            memory_bzf: what is seen.
+            keep_bz: bool, real keys.
+            use: which low-rank changes apply.
+            weight_bm: of the masks; None for plain attention.
+            sees_mqz: the masks.
+            shared_yzd: what asks and is seen behind the two, the same for b/y rows in a row:
+                projected once for all of them.
+        """
+
+        def with_shared(project: Callable[[jax.Array], jax.Array], x_bqd: jax.Array) -> jax.Array:
+            if shared_yzd is None:
+                return project(x_bqd)
+            more_bqd = jnp.repeat(project(shared_yzd), len(x_bqd) // len(shared_yzd), axis=0)
+            return jnp.concatenate([project(x_bqd), more_bqd], axis=1)
+
+        width = x_bqd.shape[-1]
+        if width % self.num_heads:
+            raise UserError(f"{self.num_heads} heads do not divide width {width}")
+        head = (self.num_heads, width // self.num_heads)
+        lora = functools.partial(
+            LoraDense, width, self.uses, self.lora, self.precision
+        )  # query and value, MTransLLAMA, section III-C
+        query, value = lora(name="query"), lora(name="value")
+        q_bqd = with_shared(lambda x: query(x, use), x_bqd)
+        k_bzd = with_shared(dense(width, "key", self.precision), memory_bzf)
+        v_bzd = with_shared(lambda x: value(x, use), memory_bzf)
+        x_bqd = with_shared(lambda x: x, x_bqd)
+        q_bqhe = q_bqd.reshape(*x_bqd.shape[:2], *head)
+        k_bzhe, v_bzhe = (x.reshape(*keep_bz.shape, *head) for x in (k_bzd, v_bzd))
+        logits_bhqz = jnp.einsum(
+            "bqhe,bzhe->bhqz", q_bqhe, k_bzhe, preferred_element_type=island(x_bqd)
+        )
+        logits_bhqz *= head[1] ** -0.5
+        if weight_bm is None or sees_mqz is None:
+            attn_bhqz = masked_softmax(logits_bhqz, keep_bz[:, None, None])
+        else:
+            attn_bhqz = routed_softmax(logits_bhqz, keep_bz, weight_bm, sees_mqz, self.combine)
+        out_bqhe = jnp.einsum("bhqz,bzhe->bqhe", attn_bhqz.astype(v_bzhe.dtype), v_bzhe)
+        out_bqd = dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
+        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
+
+
+class FeedForward(nn.Module):
+    """GELU network with residual and LayerNorm, as BERT has it."""
+
+    mlp_width: int
+    norm_eps: float
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_bqd: jax.Array) -> jax.Array:
+        """(b,q,d) -> (b,q,d)."""
+        inner_bqi = dense(self.mlp_width, "in", self.precision)(x_bqd)
+        inner_bqi = gelu(inner_bqi)
+        out_bqd = dense(x_bqd.shape[-1], "out", self.precision)(inner_bqi)
+        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
