@@ -130,11 +130,11 @@ class Batching:
             clips = self._clips(row_b, features, here)
         return QuestionExamples(
             ragged(self._cut("prompts", prompts, model.max_prompt, comments.key)),
-            ragged(_short(answers, model.max_answer, comments.key)),
+            ragged(_short(answers, model.max_answer)),
             words,
             comments.labels,
             choices_of(
-                ragged(_short(language.answers(offered), model.max_answer, comments.key)),
+                ragged(_short(language.answers(offered), model.max_answer)),
                 [len(answer_texts(one)) for one in asked],
             ),
             clips,
@@ -192,9 +192,8 @@ _READERS = {"prompts": "the language model", "words": "the Q-Former"}
 _LIMITS = {"prompts": "max_prompt", "words": "max_words"}
 
 
-def _short(rows: list[list[int]], limit: int, keys: Sequence[str]) -> list[list[int]]:
+def _short(rows: list[list[int]], limit: int) -> list[list[int]]:
     """Answers lose their end beyond `limit`, but keep their end token."""
-    del keys
     return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
 
 
@@ -278,12 +277,11 @@ class Assembled:
             f"{self.facts.words_size if model.reads_words else 0:,}; "
             f"{model.num_visual} visual tokens of {model.num_frames} frames"
         ]
-        cut = {name: count for name, count in self.batching.cut.items() if count}
-        lines += [
+        return lines + [
             f"{count:,} texts were too long for {_READERS[name]} and lost what was said first"
-            for name, count in cut.items()
+            for name, count in self.batching.cut.items()
+            if count
         ]
-        return lines
 
 
 def assemble(config: Mapping[str, Any], run: Path) -> Assembled:

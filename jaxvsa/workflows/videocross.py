@@ -55,6 +55,7 @@ def add_videocross(sources: Any, door: str) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{SOURCES}\n\nexample:\n  {door} videocross {EXAMPLE}",
     )  # fmt: skip
+    parser.set_defaults(run=run_videocross)
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the folder to write; new or empty")
