@@ -47,5 +47,5 @@ def test_abstract_batch_has_the_shapes_of_the_fields() -> None:
 
 
 def test_unknown_system_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown system 'vcsa'; known: vccsa, .*; did you mean 'vccsa'"):
+    with pytest.raises(UserError, match=r"system 'vcsa'; known: vccsa, .*; did you mean 'vccsa'"):
         module("vcsa")
