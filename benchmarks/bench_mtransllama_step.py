@@ -193,7 +193,7 @@ def agreement(part: str, dtype: str, found: dict[str, np.ndarray]) -> dict[str, 
     exact, record = dtype == "float32", {}
     if part == "step":
         record["losses"] = {name: array.tolist() for name, array in found.items()}
-    for name in SIDES[1:]:
+    for name in found.keys() - {"ours"}:
         ours, theirs = found["ours"].astype(np.float64), found[name].astype(np.float64)
         if part == "generate":
             gap, most = float(np.mean(ours != theirs)), 0.0 if exact else 1.0
@@ -217,12 +217,12 @@ def compare(args: argparse.Namespace, part: str) -> dict[str, Any]:
         base += [f"--{name}" for name in ("tiny", "remat", "tf32") if getattr(args, name)]
         command = [sys.executable, "-m", "benchmarks.bench_mtransllama_step", *map(str, base)]
         sides: dict[str, harness.Side] = {}
-        for name in SIDES:
+        for name in args.sides:
             device = ["--device", "cpu"]
             if sides and sides["ours"].facts["machine"]["platform"] == "gpu":
                 device = ["--device", "cuda"]
             sides[name] = harness.Side([*command, *device, "--serve", name])
-        found = {name: np.load(Path(folder) / f"{name}.npy") for name in SIDES}
+        found = {name: np.load(Path(folder) / f"{name}.npy") for name in args.sides}
         record = agreement(part, args.dtype, found)
         turns = {name: side.turn for name, side in sides.items()}
         seconds = harness.alternate(turns, args.repeats, args.warm)
@@ -238,13 +238,13 @@ def report(
     """What is written of one part."""
     ours = facts["ours"]
     median = {name: statistics.median(found) for name, found in seconds.items()}
-    record: dict[str, Any] = {"machine": ours["machine"], "torch": facts["eager"]["torch"],
+    record: dict[str, Any] = {"machine": ours["machine"], "torch": facts[args.sides[-1]]["torch"],
                               "llm_visual_tokens": ours["llm_visual_tokens"],
                               "gflop": ours["gflop"]}  # fmt: skip
     if ours["gflop"]:
         record["gflop_per_second"] = ours["gflop"] / median["ours"]
     record["matmul_ceiling_gflop_per_second"] = ours["matmul_ceiling_gflop_per_second"]
-    for name in SIDES[1:]:
+    for name in args.sides[1:]:
         pairs = [b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)]
         record[f"ratio_{name}"] = statistics.median(pairs)
         record[f"ratio_{name}_range"] = [min(pairs), max(pairs)]
@@ -277,11 +277,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measures, prints and writes one record."""
+def flags() -> argparse.ArgumentParser:
+    """What can be set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all that --llm allows")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="ours first")
     parser.add_argument("--llm", choices=sorted({*VOCAB} - {"tiny"}), default="none")
     parser.add_argument("--frames", type=int, default=4, help="of a clip")
     parser.add_argument("--batch", type=int, default=2, help="examples")
@@ -296,12 +297,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", help="file to write instead of benchmarks/results/")
     for name in ("serve", "folder", "device"):  # what the processes of the sides are told
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures, prints and writes one record."""
+    parser = flags()
     args = parser.parse_args(argv)
     if args.tiny:
         args.words, args.prompt = min(args.words, 24), min(args.prompt, 8)
     args.parts = args.parts or (PARTS if args.llm != "none" else PARTS[:2])
     if "generate" in args.parts and args.llm == "none":
         parser.error("--parts generate needs --llm")
+    if args.sides[0] != "ours" or len(args.sides) < 2:
+        parser.error("--sides: ours first, and at least one other")
     if args.serve:
         serve(args)
         return {}
