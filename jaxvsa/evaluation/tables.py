@@ -65,12 +65,47 @@ def render(
     for split in splits:
         together = _summary(rows, split, list(label_names))
         if _fits(together, console):
-            _print(together, console)
+            print_table(together, console)
         else:
             for task in label_names:
-                _print(_summary(rows, split, [task]), console)
+                print_table(_summary(rows, split, [task]), console)
         if any(label_names.values()):
-            _print(_per_class(rows, split, label_names), console)
+            print_table(_per_class(rows, split, label_names), console)
+
+
+def figure_table(
+    title: str,
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    plain: Mapping[str, int] | None = None,
+) -> Table:
+    """A table of the rows that have any of the figures, in % with standard errors.
+
+    Args:
+        title: above the table.
+        rows: in the order of printing.
+        columns: full metric name -> heading.
+        plain: metric -> decimals, for figures that are no shares and shown as they are.
+    """
+    plain = plain or {}
+    shown = [row for row in rows if any(name in row.values for name in columns)]
+    cells = [
+        _percents(heading, ((row, name) for row in shown), plain.get(name))
+        for name, heading in columns.items()
+    ]
+    table = _table(title, columns.values())
+    for row, *texts in zip(shown, *cells, strict=True):
+        table.add_row(Text(row.name), *texts)
+    return table
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; without a terminal the width is whatever it needs."""
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, _natural_width(table, console))
+    console.print(table)
+    console.width = width
 
 
 def save_confusion(
@@ -101,12 +136,7 @@ def _summary(rows: Sequence[Row], split: str, tasks: Sequence[str]) -> Table:
         for metric, heading in (_METRICS | _WRITTEN).items()
         if any(f"{split}/{task}/{metric}" in row.values for row in rows)
     }
-    shown = [row for row in rows if any(name in row.values for name in columns)]
-    cells = [_percents(columns[name], ((row, name) for row in shown)) for name in columns]
-    table = _table(f"{split}: {', '.join(tasks)} (%)", columns.values())
-    for row, *texts in zip(shown, *cells, strict=True):
-        table.add_row(Text(row.name), *texts)
-    return table
+    return figure_table(f"{split}: {', '.join(tasks)} (%)", rows, columns)
 
 
 def _per_class(rows: Sequence[Row], split: str, label_names: LabelNames) -> Table:
@@ -136,12 +166,19 @@ def _table(title: str, headings: Iterable[str]) -> Table:
     return table
 
 
-def _percents(heading: str, cells: Iterable[tuple[Row, str]]) -> list[Text]:
-    """One column, its decimal points below each other whether or not an error follows."""
+def _percents(
+    heading: str, cells: Iterable[tuple[Row, str]], decimals: int | None = None
+) -> list[Text]:
+    """One column, its decimal points below each other whether or not an error follows.
+
+    In %, or with `decimals` as it is.
+    """
+    factor, digits = (100, 2) if decimals is None else (1, decimals)
     values, errors = [], []
     for row, name in cells:
-        values.append(f"{100 * row.values[name]:.2f}" if name in row.values else _ABSENT)
-        errors.append(f" ±{100 * row.errors[name]:.2f}" if name in row.errors else "")
+        known, spread = name in row.values, name in row.errors
+        values.append(f"{factor * row.values[name]:.{digits}f}" if known else _ABSENT)
+        errors.append(f" ±{factor * row.errors[name]:.{digits}f}" if spread else "")
     right = max(map(len, errors), default=0)
     left = max([max(map(len, heading.split("\n"))) - right, *map(len, values)])
     # Justified left by itself: the column's own justification would strip the blanks at the end.
@@ -157,14 +194,6 @@ def _natural_width(table: Table, console: Console) -> int:
 
 def _fits(table: Table, console: Console) -> bool:
     return not console.is_terminal or _natural_width(table, console) <= console.width
-
-
-def _print(table: Table, console: Console) -> None:
-    width = console.width
-    if not console.is_terminal:
-        console.width = max(width, _natural_width(table, console))
-    console.print(table)
-    console.width = width
 
 
 def _heat_map(counts_cc: np.ndarray, names: Sequence[str], title: str) -> bytes:

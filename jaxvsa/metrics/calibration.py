@@ -100,6 +100,44 @@ def calibration(
     }
 
 
+def log_losses(
+    answer_b: np.ndarray, difference_b: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
+    """Log-loss of each pair in nats, whose mean is "log_loss" of `calibration`; nan for ties.
+
+    Raises:
+        ValueError: as in `calibration`.
+    """
+    signed_b = _signed(answer_b, difference_b) / temperature
+    loss_b = np.full(len(answer_b), np.nan)
+    loss_b[np.asarray(answer_b) != 0] = np.logaddexp(0, -signed_b)
+    return loss_b
+
+
+def tie_log_probs(difference_b: np.ndarray, log_k_b: np.ndarray | float) -> np.ndarray:
+    """Logarithms of P(A), P(B) and P(tie) where k = exp(log_k) > 1 is how often raters see a tie.
+
+    Source: Rao and Kupper (1967); VideoReward; A3 and CA1.
+
+    Returns:
+        float64 (b, 3).
+    """
+    difference_b = np.asarray(difference_b, np.float64)
+    log_k_b = np.broadcast_to(np.asarray(log_k_b, np.float64), difference_b.shape)
+    a_b = -np.logaddexp(0, log_k_b - difference_b)
+    b_b = -np.logaddexp(0, log_k_b + difference_b)
+    return np.stack([a_b, b_b, np.log(np.expm1(2 * log_k_b)) + a_b + b_b], axis=1)
+
+
+def decided_logit(difference_b: np.ndarray, log_k_b: np.ndarray | float) -> np.ndarray:
+    """Log-odds of A against B, given that there is no tie, under `tie_log_probs`: float64 (b,).
+
+    With log_k = 0 it is the difference itself.
+    """
+    difference_b = np.asarray(difference_b, np.float64)
+    return np.logaddexp(0, log_k_b + difference_b) - np.logaddexp(0, log_k_b - difference_b)
+
+
 def reliability(
     answer_b: np.ndarray,
     difference_b: np.ndarray,

@@ -119,6 +119,20 @@ def accuracy_without_ties(
     return float(credit_b.mean()) if credit_b.size else None
 
 
+def tie_credit(answer_b: np.ndarray, difference_b: np.ndarray, eps: float) -> np.ndarray:
+    """What each pair counts in `accuracy_with_ties` with a given threshold: 1 or 0.
+
+    Returns:
+        float64 (b,).
+
+    Raises:
+        ValueError: as `pair_credit`.
+    """
+    answer_b, difference_b = _checked(answer_b, difference_b)
+    right_b = (np.sign(difference_b) == answer_b) & (answer_b != 0)
+    return np.where(np.abs(difference_b) <= eps, answer_b == 0, right_b).astype(np.float64)
+
+
 @dataclasses.dataclass(frozen=True)
 class TieAccuracy:
     """Accuracy over three classes, and the threshold behind it.
@@ -156,11 +170,10 @@ def accuracy_with_ties(
     answer_b, difference_b = _checked(answer_b, difference_b)
     if not len(answer_b):
         return TieAccuracy(None, eps or 0.0)
+    if eps is not None:
+        return TieAccuracy(float(tie_credit(answer_b, difference_b, eps).mean()), eps)
     size_b = np.abs(difference_b)
     right_b = (np.sign(difference_b) == answer_b) & (answer_b != 0)
-    if eps is not None:
-        hits = np.sum(np.where(size_b <= eps, answer_b == 0, right_b))
-        return TieAccuracy(float(hits / len(answer_b)), eps)
     order_b = np.argsort(size_b, kind="stable")  # nan comes last
     gain_b = (answer_b == 0).astype(np.int64) - right_b
     sizes_g, start_g = np.unique(

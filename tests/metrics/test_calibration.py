@@ -10,9 +10,12 @@ import pytest
 from jaxvsa.metrics.calibration import (
     calibration,
     calibration_slope,
+    decided_logit,
     fit_temperature,
+    log_losses,
     logit_slope,
     reliability,
+    tie_log_probs,
 )
 
 
@@ -95,3 +98,31 @@ def test_refuses_what_cannot_be_fitted():
     with pytest.raises(ValueError, match="not above 0"):
         calibration(np.array([1]), np.array([1.0]), 0.0)
     assert np.isnan(calibration(np.array([1]), np.array([1.0]))["slope"])
+
+
+@pytest.mark.parametrize(
+    ("k", "d", "shares"),
+    [
+        (3, 0, (0.25, 0.25, 0.5)),
+        (3, 1, (0.475367, 0.109232, 0.415401)),
+        (3, -2, (0.043165, 0.711235, 0.245601)),
+        (5, 0, (1 / 6, 1 / 6, 2 / 3)),
+        (5, 1.5, (0.472668, 0.042720, 0.484613)),
+        (2.054, 0.5, (0.445273, 0.227974, 0.326754)),
+    ],
+)
+def test_probabilities_with_ties(k, d, shares):
+    """CA1."""
+    (found,) = np.exp(tie_log_probs(np.array([d]), np.log(k)))
+    np.testing.assert_allclose(found, shares, atol=1e-6)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    odds = decided_logit(np.array([d]), np.log(k))
+    np.testing.assert_allclose(odds, np.log(shares[0] / shares[1]), atol=1e-4)
+    np.testing.assert_allclose(decided_logit(np.array([d]), 0.0), [d], atol=1e-12)
+
+
+def test_log_losses_leave_ties_out_and_have_the_mean():
+    answer, difference = np.array([1, 0, -1, -1]), np.array([0.5, 2.0, 1.0, -3.0])
+    losses = log_losses(answer, difference, 2.0)
+    assert np.isnan(losses).tolist() == [False, True, False, False]
+    assert np.nanmean(losses) == pytest.approx(calibration(answer, difference, 2.0)["log_loss"])
