@@ -7,7 +7,7 @@ from types import ModuleType
 
 from jaxvsa.core.errors import UserError, nearest
 
-NAMES = ("vccsa", "mtransllama")
+NAMES = ("vccsa", "mtransllama", "clevereward")
 
 
 def module(name: str) -> ModuleType:

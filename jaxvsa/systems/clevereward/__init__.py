@@ -1,0 +1,1 @@
+"""CleveReward: a reward of videos, learned from pairs of many scored data sets."""
