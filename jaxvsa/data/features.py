@@ -113,8 +113,12 @@ class FeatureTable:
         g = self.row[video]
         return self.values_nf[self.start_g[g] : self.start_g[g] + self.count_g[g]]
 
-    def rows(self, videos: Sequence[str]) -> np.ndarray:
+    def rows(self, videos: Sequence[str], noun: str = "videos") -> np.ndarray:
         """Position g of each video in the table: int32 (b,).
+
+        Args:
+            videos: names.
+            noun: what they name, for the error text.
 
         Raises:
             UserError: a video has no features here.
@@ -122,7 +126,7 @@ class FeatureTable:
         absent = sorted({video for video in videos if video not in self.row})
         if absent:
             raise UserError(
-                f"{len(absent)} videos have no features in the table, first: {absent[:5]}"
+                f"{len(absent)} {noun} have no features in the table, first: {absent[:5]}"
             )
         return np.fromiter((self.row[video] for video in videos), np.int32, len(videos))
 
@@ -154,6 +158,22 @@ class FeatureTable:
         )
 
 
+def even_rows(count_g: np.ndarray, num: int) -> np.ndarray:
+    """Which `num` rows of each entry are read, int64 (g, num).
+
+    The midpoints of `num` equal parts (MTransLLAMA specification, section 4); all rows in order if
+    there are no more than `num`, the last one repeated.
+
+    Args:
+        count_g: int, rows of each entry, at least 1.
+        num: at least 1.
+    """
+    count_g1 = np.asarray(count_g, np.int64)[:, None]
+    even_gt = (2 * np.arange(num) + 1) * count_g1 // (2 * num)
+    first_gt = np.minimum(np.arange(num), count_g1 - 1)
+    return np.where(count_g1 > num, even_gt, first_gt)
+
+
 def file_name(video: str, suffix: str = ".npy") -> str:
     """Feature file of a video: its name without a media extension, then `suffix`.
 
@@ -171,6 +191,8 @@ def read_npy_folder(
     missing: Literal["error", "drop"] = "error",
     dtype: str = "float16",
     width: int | None = None,
+    stems: Mapping[str, str] | None = None,
+    even: bool = False,
 ) -> tuple[FeatureTable, dict[str, Any]]:
     """Reads the features of `videos` from a folder with one (rows, width) `.npy` file per video.
 
@@ -188,6 +210,9 @@ def read_npy_folder(
         missing: "error" stops when a file is missing, "drop" leaves the video out.
         dtype: type of the table, a key of `DTYPES`.
         width: expected values per row; None takes the first file's.
+        stems: video -> what its file is named after; a video that is not there, and None, is
+            named after itself.
+        even: of a video that is cut, rows are kept as `even_rows` chooses, not the first ones.
 
     Returns:
         The table and a report: "missing" (names), "truncated" (videos cut at `limit`).
@@ -196,7 +221,11 @@ def read_npy_folder(
         UserError: no such folder; file missing; object array, wrong type, shape or width; zero
             rows; values that are not finite, or not in `dtype`.
     """
-    paths = {video: Path(folder, file_name(video, suffix)) for video in sorted(set(videos))}
+    stem = dict(stems or {})
+    paths = {
+        video: Path(folder, file_name(stem.get(video, video), suffix))
+        for video in sorted(set(videos))
+    }
     found = {video: path for video, path in paths.items() if os.path.isfile(path)}
     absent = [video for video in paths if video not in found]
     if not found or (absent and missing == "error"):
@@ -207,7 +236,7 @@ def read_npy_folder(
     values_nf = np.empty((int(count_g.sum(dtype=np.int64)), shapes[0][1]), DTYPES[dtype])
     table = FeatureTable.from_counts(values_nf, count_g, list(found))
     for video, path in found.items():
-        _fill(table.of(video), path)
+        _fill(table.of(video), path, even)
     truncated = sum(shape[0] > most for shape in shapes)
     return table, {"missing": absent, "truncated": truncated}
 
@@ -263,9 +292,11 @@ def _load(path: Path) -> np.ndarray:
     return rows_tf
 
 
-def _fill(out_tf: np.ndarray, path: Path) -> None:
-    """Casts the first rows of a feature file into `out_tf` and refuses what is not finite."""
-    rows_tf = _load(path)[: len(out_tf)]
+def _fill(out_tf: np.ndarray, path: Path, even: bool) -> None:
+    """Casts rows of a feature file into `out_tf` and refuses what is not finite."""
+    rows_tf = _load(path)
+    kept_t = even_rows(np.array([len(rows_tf)]), len(out_tf))[0] if even else slice(len(out_tf))
+    rows_tf = rows_tf[kept_t]
     with np.errstate(over="ignore"):
         out_tf[...] = rows_tf
     bad_t = np.flatnonzero(~np.isfinite(out_tf).all(axis=1))

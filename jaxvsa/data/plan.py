@@ -35,6 +35,11 @@ class BatchPlan:
     draw is added. Every epoch shows every example once; its last batch is filled up with invalid
     rows.
 
+    With strata an epoch has as many rows, shared out between the strata in proportion to their size
+    to a power. A stratum fills its share with permutations of its examples, one after another, and
+    the next epoch goes on where this one ended: two examples of a stratum are shown equally
+    often, or one of them once more.
+
     The order of an epoch sorts the raw words of a Philox generator keyed by (seed, epoch). Raw
     words, unlike `Generator.permutation`, are the same in every version of numpy.
 
@@ -56,6 +61,8 @@ class BatchPlan:
         order: np.ndarray | None = None,
         sort_b: np.ndarray | None = None,
         window: int = 1,
+        strata_b: np.ndarray | None = None,
+        power: float = 1.0,
         seed: int = 0,
         num_steps: int | None = None,
     ):
@@ -72,12 +79,15 @@ class BatchPlan:
                 among those that the next `window` batches draw. This changes the sampling: batches
                 are no longer uniform draws.
             window: batches, at least 1; read with `sort_b`.
+            strata_b: int, number from 0 of each example's stratum, such as its source; None: all
+                are one. Unused with `order`.
+            power: 1: draws as without strata; 0: each stratum has the same share of an epoch.
             seed: of the order, at least 0; unused with `order`.
             num_steps: length of the plan; None is one epoch.
 
         Raises:
             UserError: no examples, no shape, a batch size below 1 or that the groups do not
-                divide, or a negative seed.
+                divide, a negative seed, or a power below 0.
         """
         self.axes, self._order, self._seed = dict(axes), order, seed
         self._sort_b, self._window = sort_b, window
@@ -95,6 +105,11 @@ class BatchPlan:
             raise UserError(f"the window is {window} batches; it must be at least 1")
         if seed < 0:
             raise UserError(f"seed is {seed}; it must be at least 0")
+        if not 0 <= power < np.inf:
+            raise UserError(f"the power of the strata is {power}; it must be at least 0")
+        self._strata = None
+        if strata_b is not None and power != 1 and order is None:
+            self._strata = _Strata(strata_b, power, self._num_examples, seed)
         self.batch_size, self.groups = batch_size, groups
         self.steps_per_epoch = -(-self._num_examples // batch_size)
         self._num_steps = self.steps_per_epoch if num_steps is None else num_steps
@@ -138,7 +153,8 @@ class BatchPlan:
         shape_ka = choose_shapes(need_sa, weights, max(1, most - several))
         if several:
             rows = self.batch_size // self.groups
-            top_a = [axis.largest(rows) for axis in self.axes.values()]
+            repeats = self._strata is not None
+            top_a = [axis.largest(rows, repeats) for axis in self.axes.values()]
             shape_ka = np.concatenate([shape_ka, [top_a]])[-most:]
         return self._inside_rectangle(shape_ka)
 
@@ -165,6 +181,7 @@ class BatchPlan:
         if order is None:
             words = np.random.Philox(key=(self._seed, epoch)).random_raw(self._num_examples)
             order = np.argsort(words, kind="stable")
+            order = order if self._strata is None else self._strata.draw(epoch, order)
             order = order if self._sort_b is None else self._arrange(order, epoch)
         index_sb.reshape(-1)[: self._num_examples] = order
         return index_sb
@@ -184,6 +201,54 @@ class BatchPlan:
         """Examples int64 (batches, b) of one epoch and the sizes of its batches (batches, axes)."""
         index_sb = self._draw_index(epoch)
         return index_sb, cover(self._needs(index_sb), self._shapes)
+
+
+class _Strata:
+    """Draws that give each stratum its share; pure in (seed, epoch)."""
+
+    def __init__(self, strata_b: np.ndarray, power: float, num: int, seed: int) -> None:
+        if len(strata_b) != num or (num and strata_b.min() < 0):
+            raise ValueError(f"{len(strata_b)} numbers of strata, from 0, for {num} examples")
+        self._seed = seed
+        count_s = np.bincount(strata_b)
+        self._index_b = np.argsort(strata_b, kind="stable")
+        self._end_s = np.cumsum(count_s)
+        self._count_s, self._share_s = count_s, _shares(count_s, power)
+
+    def draw(self, epoch: int, order: np.ndarray) -> np.ndarray:
+        """Examples of an epoch; `order`, a permutation, mixes the strata."""
+        drawn = [
+            self._slice(s, epoch * share, share) for s, share in enumerate(self._share_s.tolist())
+        ]
+        return np.concatenate(drawn)[order]
+
+    def _slice(self, s: int, first: int, num: int) -> np.ndarray:
+        """Draws `first` to `first + num` of the endless sequence of a stratum."""
+        size = int(self._count_s[s])
+        if not num:
+            return self._index_b[:0]
+        rounds = range(first // size, (first + num - 1) // size + 1)
+        index = np.concatenate([self._round(s, size, number) for number in rounds])
+        return index[first - rounds.start * size :][:num]
+
+    def _round(self, s: int, size: int, number: int) -> np.ndarray:
+        """All examples of a stratum once; the key differs from those of epochs and windows."""
+        words = np.random.Philox(key=(self._seed, number + (s + 2 << 32))).random_raw(size)
+        first = self._end_s[s] - size
+        return self._index_b[first : self._end_s[s]][np.argsort(words, kind="stable")]
+
+
+def _shares(count_s: np.ndarray, power: float) -> np.ndarray:
+    """Draws of each stratum in an epoch, int64 (s,); they add up to all examples.
+
+    Rounded down, and what is left goes to the largest remainders.
+    """
+    weight_s = np.where(count_s > 0, (count_s / count_s.max()) ** power, 0.0)
+    exact_s = count_s.sum() * weight_s / weight_s.sum()
+    share_s = np.floor(exact_s).astype(np.int64)
+    left = int(count_s.sum() - share_s.sum())
+    share_s[np.argsort(share_s - exact_s, kind="stable")[:left]] += 1
+    return share_s
 
 
 def _count_examples(axes: Mapping[str, Axis]) -> int:

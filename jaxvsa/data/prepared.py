@@ -12,7 +12,6 @@ comments take about 1.3 s, through `data_source[...]` 5 to 6 s.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,13 +23,13 @@ import numpy as np
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.core.files import digest_bytes, read_json, staged_folder, write_json
 from jaxvsa.data.corpus import SPLITS, Comments, Corpus
-from jaxvsa.data.features import STORED, FeatureTable, Manifest
-from jaxvsa.data.records import read_records, write_records
+from jaxvsa.data.features import FeatureTable, Manifest
+from jaxvsa.data.records import write_records
 from jaxvsa.data.splits import leak_report
+from jaxvsa.data.tables import described, read_table, records, write_table
 
 FORMAT = 1
-# tensorflow-datasets keeps a split in memory up to 1000 MiB and needs TensorFlow beyond that.
-PART_BYTES = 256 << 20
+VIDEOS = "Features of videos, rows unpadded."
 
 
 def write_prepared(
@@ -79,7 +78,7 @@ def write_prepared(
     with staged_folder(out) as folder:
         files = {"comments": _write_comments(folder, first, comments, split_b)}
         if features is not None:
-            files["videos"] = _write_videos(folder, features)
+            files["videos"] = write_table(folder, "videos", VIDEOS, features)
         write_json(folder / "data.json", {**info, "files": files})
     return Prepared.open(out)
 
@@ -168,8 +167,8 @@ class Prepared:
             **{f"labels/{task}": [] for task in self.labels},
             **{f"splits/{protocol}": [] for protocol in self.protocols},
         }
-        with self._described("comments"):
-            for record in self._records("comments"):
+        with described(self.root / "comments", "data.json"):
+            for record in records(self.root, self._files["comments"]):
                 for name, words in texts.items():
                     words.append(record[name].bytes_list.value[0].decode())
                 for name, numbers in ints.items():
@@ -194,41 +193,7 @@ class Prepared:
         if self.manifest is None:
             return None
         manifest = Manifest.from_dict(self.manifest)
-        dtype = STORED[manifest.dtype]
-        values_nf = np.empty((manifest.num_rows, manifest.width), dtype)
-        videos: list[str] = []
-        counts: list[int] = []
-        end = 0
-        with self._described("videos"):
-            for record in self._records("videos"):
-                raw = record["values"].bytes_list.value[0]
-                rows_tf = np.frombuffer(raw, dtype).reshape(-1, manifest.width)
-                values_nf[end : end + len(rows_tf)] = rows_tf
-                end += len(rows_tf)
-                videos.append(record["video"].bytes_list.value[0].decode())
-                counts.append(len(rows_tf))
-            table = FeatureTable.from_counts(values_nf, np.array(counts, np.int32), videos)
-            if table.digest() != manifest.digest:
-                raise ValueError("other digest")
-        return table
-
-    @contextlib.contextmanager
-    def _described(self, name: str) -> Iterator[None]:
-        """Readable records of another data set: a missing field, another shape or digest."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (IndexError, ValueError) as error:
-            raise UserError(
-                f"{self.root / name} is not what data.json describes ({error}); "
-                "prepare the data again"
-            ) from error
-
-    def _records(self, name: str) -> Iterator[Mapping[str, Any]]:
-        """Fields of every record of one data set, in order."""
-        for path, count in self._files[name].items():
-            yield from read_records(self.root / path, count)
+        return read_table(self.root, "videos", self._files["videos"], manifest)
 
 
 def _write_comments(
@@ -268,31 +233,6 @@ def _write_comments(
             parts[split] = examples(start, start + len(part))
         start += len(part)
     return write_records(folder, "comments", "Comments with labels and splits.", spec, parts)
-
-
-def _write_videos(folder: Path, features: FeatureTable) -> dict[str, int]:
-    """Writes the data set `videos`; bfloat16 as its bits in uint16, which ArrayRecord can hold."""
-    import tensorflow_datasets as tfds
-
-    stored = np.dtype(np.uint16) if features.dtype == "bfloat16" else features.values_nf.dtype
-    spec = {
-        "video": tfds.features.Text(),
-        "values": tfds.features.Tensor(
-            shape=(None, features.width), dtype=stored, encoding="bytes"
-        ),
-    }
-
-    def examples(videos: list[str]) -> Iterator[dict[str, Any]]:
-        for video in videos:
-            yield {"video": video, "values": features.of(video).view(stored)}
-
-    per_row = features.width * stored.itemsize
-    part_g = np.cumsum(features.count_g, dtype=np.int64) * per_row // PART_BYTES
-    videos: dict[int, list[str]] = {}
-    for video, part in zip(features.row, part_g.tolist(), strict=True):
-        videos.setdefault(part, []).append(video)
-    parts = {f"part_{i:04d}": examples(names) for i, names in enumerate(videos.values())}
-    return write_records(folder, "videos", "Features of videos, rows unpadded.", spec, parts)
 
 
 def _split_of(corpus: Corpus, keys: list[str]) -> np.ndarray:

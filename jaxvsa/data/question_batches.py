@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.features import FeatureTable
+from jaxvsa.data.features import FeatureTable, even_rows
 from jaxvsa.data.sizes import Axis
 from jaxvsa.data.text import Tokens
 
@@ -52,15 +52,8 @@ class Clips:
         return self.features.count_g.astype(np.int64) // per_frame
 
     def chosen(self) -> np.ndarray:
-        """Which frames of each clip are read, int64 (g,t).
-
-        The midpoints of t equal parts (MTransLLAMA specification, section 4); all of them in order
-        if there are no more than t, the last one repeated.
-        """
-        frames_g1 = self.frames()[:, None]
-        even_gt = (2 * np.arange(self.num_frames) + 1) * frames_g1 // (2 * self.num_frames)
-        first_gt = np.minimum(np.arange(self.num_frames), frames_g1 - 1)
-        return np.where(frames_g1 > self.num_frames, even_gt, first_gt)
+        """Which frames of each clip are read, int64 (g,t), as `even_rows` chooses."""
+        return even_rows(self.frames(), self.num_frames)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

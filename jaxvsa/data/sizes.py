@@ -47,10 +47,12 @@ class Axis:
             need_sgr[..., 1:][owner_sgr[..., 1:] == owner_sgr[..., :-1]] = 0
         return self.round(need_sgr.sum(axis=-1).max(axis=1))
 
-    def largest(self, num_rows: int) -> int:
-        """Size that no group of `num_rows` examples can exceed."""
+    def largest(self, num_rows: int, repeats: bool = False) -> int:
+        """Size that no group of `num_rows` examples can exceed; `repeats`: one may come again."""
         if not self.packed:
             return int(self.round(self.need_b.max(keepdims=True))[0])
+        if repeats:
+            return int(self.round(num_rows * self.need_b.max(keepdims=True).astype(np.int64))[0])
         total = np.sort(self.need_b)[-num_rows:].sum(dtype=np.int64)
         missing = max(0, num_rows - len(self.need_b)) * int(self.need_b.max())
         return int(self.round(total[None] + missing)[0])

@@ -4,10 +4,14 @@ DIR/card.json     what there is, and what was left out and why
 DIR/card.md       the same for the eye
 DIR/videos.jsonl  a video a line, sorted by id, with its group of prompts
 DIR/pairs.jsonl   a pair a line, train first
+DIR/videos/       if given: features of the videos, as in prepared data
+DIR/questions/    if given: features of the questions, likewise
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,33 +21,130 @@ from typing import Any
 import numpy as np
 
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.files import read_json, staged_folder, write_json
+from jaxvsa.core.files import digest_bytes, read_json, staged_folder, write_json
 from jaxvsa.data.corpus import SPLITS
+from jaxvsa.data.features import FeatureTable, Manifest
 from jaxvsa.data.pairs import KINDS, Pairs
 from jaxvsa.data.prompts import near_duplicates, prompt_key
 from jaxvsa.data.scored import ANSWERS, DIMENSIONS, RewardRow, ScoredVideo, read_objects
+from jaxvsa.data.tables import read_table, write_table
 from jaxvsa.data.videocross import VideoCross
 
 FORMAT = 1
+KEYS = {"videos": "video", "questions": "question"}
+"""Stored features -> field of a record that says whose they are."""
 _NAMES = {answer: name for name, answer in ANSWERS.items()}
 _BLOCK = 10_000
 
 
-def write_videocross(out: str | Path, cross: VideoCross) -> None:
+Features = tuple[FeatureTable, Manifest]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenVideoCross(VideoCross):
+    """A VideoCross in a folder, with the features that were stored beside it.
+
+    Attributes:
+        root: the folder.
+        stored: "videos" and "questions", as far as they are there -> manifest and files.
+    """
+
+    root: Path
+    stored: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """`Manifest.to_dict()` of the features of videos; None if there are none."""
+        return self._manifest("videos")
+
+    @property
+    def question_manifest(self) -> dict[str, Any] | None:
+        """`Manifest.to_dict()` of the features of questions; None if there are none."""
+        return self._manifest("questions")
+
+    def features(self) -> FeatureTable | None:
+        """Features by `ScoredVideo.video_id`, None if prepared without; read once and kept.
+
+        Raises:
+            UserError: a record file is missing, damaged or of another digest.
+        """
+        return self._features
+
+    def question_features(self) -> FeatureTable | None:
+        """Features by text of the question, None if prepared without; read once and kept.
+
+        Raises:
+            UserError: a record file is missing, damaged or of another digest.
+        """
+        return self._question_features
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """blake2b over pairs, their order and what they refer to; not over the features."""
+        columns = (getattr(self.pairs, name) for name in Pairs.__dataclass_fields__)
+        numbers = [np.ascontiguousarray(column).tobytes() for column in columns]
+        lists = (self.sources, self.questions, self.prompts, self.groups, self.ids)
+        texts = json.dumps([*lists, [video.to_row() for video in self.videos]], sort_keys=True)
+        return digest_bytes(texts.encode(), *numbers)
+
+    def _manifest(self, name: str) -> dict[str, Any] | None:
+        return dict(self.stored[name]["manifest"]) if name in self.stored else None
+
+    @functools.cached_property
+    def _features(self) -> FeatureTable | None:
+        return self._read("videos")
+
+    @functools.cached_property
+    def _question_features(self) -> FeatureTable | None:
+        return self._read("questions")
+
+    def _read(self, name: str) -> FeatureTable | None:
+        if name not in self.stored:
+            return None
+        manifest = Manifest.from_dict(self.stored[name]["manifest"])
+        files = self.stored[name]["files"]
+        return read_table(self.root, name, files, manifest, KEYS[name], "card.json")
+
+
+def write_videocross(
+    out: str | Path,
+    cross: VideoCross,
+    features: Features | None = None,
+    question_features: Features | None = None,
+) -> None:
     """Writes `out`, a new folder that appears only when it is complete.
 
+    Args:
+        out: the folder; must not exist, or be empty.
+        cross: what to write.
+        features: by `ScoredVideo.video_id`, with their manifest.
+        question_features: by text of the question, with their manifest.
+
     Raises:
-        UserError: `out` is in use or cannot be written.
+        UserError: `out` is in use or cannot be written; a video or question has no features.
     """
+    videos = [video.video_id for video in cross.videos]
+    given = (("videos", features, videos), ("questions", question_features, cross.questions))
+    for name, found, entries in given:
+        if found is not None:
+            found[0].rows(entries, name)
     with staged_folder(out) as folder:
         _write_lines(folder / "videos.jsonl", _video_lines(cross))
         _write_lines(folder / "pairs.jsonl", _pair_lines(cross))
-        (folder / "card.md").write_text(card_text(cross.card), encoding="utf-8")
-        write_json(folder / "card.json", {"format": FORMAT, **cross.card})
+        stored = {}
+        for name, found, _ in given:
+            if found is not None:
+                table, manifest = found
+                text = f"Features of {name}, rows unpadded."
+                files = write_table(folder, name, text, table, KEYS[name])
+                stored[name] = {"manifest": manifest.to_dict(), "files": files}
+        card = {**cross.card, "features": stored} if stored else cross.card
+        (folder / "card.md").write_text(card_text(card), encoding="utf-8")
+        write_json(folder / "card.json", {"format": FORMAT, **card})
 
 
-def open_videocross(root: str | Path) -> VideoCross:
-    """Reads a folder that `write_videocross` wrote.
+def open_videocross(root: str | Path) -> OpenVideoCross:
+    """Reads a folder that `write_videocross` wrote; its features when they are asked for.
 
     Raises:
         UserError: no such folder, or another format; a file or field is missing or wrong; a group
@@ -55,6 +156,7 @@ def open_videocross(root: str | Path) -> VideoCross:
     card = read_json(root / "card.json", "the data card")
     if not isinstance(card, dict) or card.pop("format", None) != FORMAT:
         raise UserError(f"{root}/card.json: not of format {FORMAT}; prepare again")
+    stored = card.pop("features", {})
     videos = [_read_video(row) for row in read_objects(root / "videos.jsonl")]
     reader = _Reader({video.video_id: g for g, video in enumerate(videos)})
     rows = [reader.row(row) for row in read_objects(root / "pairs.jsonl")]
@@ -63,9 +165,10 @@ def open_videocross(root: str | Path) -> VideoCross:
     pairs = Pairs.of(len(rows), **dict(zip(names, columns, strict=True)))
     lists = (reader.sources, reader.questions, reader.prompts, reader.groups.values())
     sources, questions, prompts, groups = (tuple(one) for one in lists)
-    return VideoCross(
-        tuple(videos), sources, questions, prompts, groups, pairs, tuple(reader.ids), card
-    )
+    return OpenVideoCross(
+        tuple(videos), sources, questions, prompts, groups, pairs, tuple(reader.ids), card,
+        root, stored,
+    )  # fmt: skip
 
 
 def count_leaks(root: str | Path) -> dict[str, int]:
@@ -145,12 +248,26 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"|---|---|---|{'---:|' * len(SPLITS)}",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
+        *_feature_lines(card.get("features", {})),
         "| left out | rows |",
         "|---|---:|",
         *(f"| {reason} | {count:,} |" for reason, count in card["dropped"].items()),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _feature_lines(stored: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of the features that are stored, if there are any."""
+    rows = []
+    for name, found in stored.items():
+        one = Manifest.from_dict(found["manifest"])
+        rows.append(
+            f"| {name} | {one.encoder} | {one.num_videos:,} | {one.num_rows:,} | {one.width} "
+            f"{one.dtype} |"
+        )
+    head = ["| features of | encoder | entries | rows | values |", "|---|---|---:|---:|---|"]
+    return [*head, *rows, ""] if rows else []
 
 
 _SPLITS = {name: number for number, name in enumerate(SPLITS)}

@@ -94,7 +94,7 @@ def test_no_comment_and_no_video_is_stored_twice(written):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("part_bytes", [1 << 20, 100])
 def test_features_come_back_bit_for_bit(tmp_path, monkeypatch, dtype, part_bytes):
-    monkeypatch.setattr(prepared_module, "PART_BYTES", part_bytes)
+    monkeypatch.setattr("jaxvsa.data.tables.PART_BYTES", part_bytes)
     corpus, features = make_corpus(), make_features(dtype)
     manifest = features.describe("i3d", rows_per_s=3.0)
     prepared = write_prepared(tmp_path / "data", {"official": corpus}, features, manifest)
@@ -247,7 +247,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     features = make_features(np.float16)
-    monkeypatch.setattr(prepared_module, "_write_videos", full_disk)
+    monkeypatch.setattr(prepared_module, "write_table", full_disk)
     with pytest.raises(OSError, match=r"No space"):
         corpora = {"official": make_corpus()}
         write_prepared(tmp_path / "data", corpora, features, features.describe("i3d"))

@@ -345,6 +345,11 @@ def _words(rng: np.random.Generator, num: int) -> list[str]:
     return list(found)
 
 
+def random_prompts(rng: np.random.Generator, num: int) -> list[str]:
+    """Prompts of 6 to 20 out of 4,000 words, none near another."""
+    return _sentences(rng, _words(rng, 4000), num)
+
+
 def _sentences(rng: np.random.Generator, words: list[str], num: int) -> list[str]:
     """Prompts of 6 to 20 words."""
     return [" ".join(rng.choice(words, int(rng.integers(6, 21)))) for _ in range(num)]
