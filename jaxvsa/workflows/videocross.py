@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,18 @@ from rich.table import Table
 
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.data.corpus import SPLITS
-from jaxvsa.data.features import file_name
-from jaxvsa.data.scored import RewardRows, ScoredVideo
+from jaxvsa.data.scored import RewardRows
 from jaxvsa.data.scored_pairs import Settings
 from jaxvsa.data.sources import genai_bench, scored_jsonl, t2vqa, videoalign, videofeedback
 from jaxvsa.data.videocross import build
 from jaxvsa.data.videocross_files import count_leaks, write_videocross
+from jaxvsa.workflows.videocross_features import Given, add_features, feature_notes
 
 SUMMARY = "Pairs of videos from scored data sets (CleveReward), or --check of such a folder."
 EXAMPLE = (
     "--source t2vqa=T2VQA/database_standard_16.6_50.txt --source videofeedback=VF/train.jsonl "
-    "--source genai=GenAI/votes.json --out data/videocross"
+    "--source genai=GenAI/votes.json --features clip/ --encoder clip-vit-l-14 "
+    "--text-encoder all-MiniLM-L6-v2 --out data/videocross"
 )
 SOURCES = """sources (--source NAME=FILE, again for each file):
   t2vqa          T2VQA-DB, lines filename|prompt|mos
@@ -80,10 +80,7 @@ def add_videocross(sources: Any, door: str) -> None:
     add("--cross-source-mismatch", action="store_true", help="mismatches across sources, too")
     add("--unknown-dimensions", choices=("error", "drop"), default="error",
         help="on scores of unknown dimensions in own data (error)")  # fmt: skip
-    add("--features", type=Path, metavar="DIR", help="check that each video has a file here")
-    add("--suffix", default=".npy", help="end of the feature files' names (.npy)")
-    add("--missing", choices=("error", "drop"), default="error",
-        help="on videos without a feature file (error)")  # fmt: skip
+    add_features(parser)
 
 
 def run_videocross(args: Mapping[str, Any], console: Console) -> int:
@@ -101,15 +98,18 @@ def run_videocross(args: Mapping[str, Any], console: Console) -> int:
     out = args["out"]
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):  # before minutes of work
         raise UserError(f"{out} already exists: choose another --out or delete it")
+    features = Given.of(args)
     parts = read_sources(args["videocross"], args["unknown_dimensions"])
-    if args["features"] is not None:
-        parts = with_features(parts, args["features"], args["suffix"], args["missing"])
+    parts, videos = features.of_videos(parts)
+    encoder = features.open_encoder()
     given = {field.name: args[field.name] for field in dataclasses.fields(Settings)}
     for name in ("delta", "tie_eps", "rater_sd"):
         given[name] = _values(given[name], f"--{name.replace('_', '-')}")
     cross = build(parts, Settings(**given))
-    write_videocross(out, cross)
-    for table in card_tables(cross.card, out):
+    cross, questions = features.of_questions(encoder, cross, console)
+    write_videocross(out, cross, videos, questions)
+    notes = feature_notes(cross, videos, questions)
+    for table in card_tables(cross.card, out, notes):
         console.print(table)
     console.print(f"prepared: train with --config.data.root={out}", highlight=False, soft_wrap=True)
     return 0
@@ -135,44 +135,6 @@ def read_sources(sources: Sequence[str], unknown: str = "error") -> list[RewardR
     return parts
 
 
-def with_features(
-    parts: Sequence[RewardRows], folder: Path, suffix: str = ".npy", missing: str = "error"
-) -> list[RewardRows]:
-    """The rows whose videos have a feature file, `feature_key` or the id with `suffix`.
-
-    Args:
-        parts: of the readers.
-        folder: of the files.
-        suffix: end of their names.
-        missing: "drop" leaves videos and their votes out and counts them as "missing_features" and
-            "votes_missing_features"; "error" stops.
-
-    Raises:
-        UserError: no such folder; a video without a file; or all of them.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --features is the folder of feature files")
-    found, absent = [], []
-    for part in parts:
-        kept = {video.video_id for video in part.videos if _has(folder, video, suffix)}
-        absent += [video.video_id for video in part.videos if video.video_id not in kept]
-        votes = tuple(vote for vote in part.votes if {vote.video_a, vote.video_b} <= kept)
-        report = {
-            **part.report,
-            "missing_features": len(part.videos) - len(kept),
-            "votes_missing_features": len(part.votes) - len(votes),
-        }
-        videos = tuple(video for video in part.videos if video.video_id in kept)
-        found.append(RewardRows(videos, votes, part.benchmark, report))
-    total = sum(len(part.videos) for part in parts)
-    if absent and (missing == "error" or len(absent) == total):
-        raise UserError(
-            f"{folder}: {len(absent)} of {total} videos have no feature file, first: {absent[:5]}; "
-            "extract them, or leave them out with --missing drop"
-        )
-    return found
-
-
 def check(root: Path, console: Console) -> int:
     """Prints what the splits of a folder share; 1 if anything, else 0.
 
@@ -191,8 +153,10 @@ def check(root: Path, console: Console) -> int:
     return int(any(leaks.values()))
 
 
-def card_tables(card: Mapping[str, Any], root: Path) -> list[Table]:
-    """What was made and what was left out, for the terminal."""
+def card_tables(
+    card: Mapping[str, Any], root: Path, notes: Sequence[tuple[str, str]] = ()
+) -> list[Table]:
+    """What was made and what was left out, for the terminal; `notes` are more rows."""
     made = Table(title=f"Pairs in {root}")
     for name in ("source", "dimension", "kind"):
         made.add_column(name)
@@ -216,11 +180,9 @@ def card_tables(card: Mapping[str, Any], root: Path) -> list[Table]:
     found.add_row("ties", f"{100 * card['tie_share']:.2f} %")
     for reason, count in card["dropped"].items():
         found.add_row(f"left out: {reason}", f"{count:,}")
+    for note in notes:
+        found.add_row(*note)
     return [made, found]
-
-
-def _has(folder: Path, video: ScoredVideo, suffix: str) -> bool:
-    return os.path.isfile(folder / file_name(video.feature_key or video.video_id, suffix))
 
 
 def _values(given: Sequence[str], flag: str) -> dict[str, float]:

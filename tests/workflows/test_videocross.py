@@ -13,7 +13,8 @@ from jaxvsa.data.scored import RewardRows, ScoredVideo, Vote
 from jaxvsa.data.sources.reward_demo import leaking_prompts, write_releases
 from jaxvsa.data.videocross_files import open_videocross
 from jaxvsa.prepare import main
-from jaxvsa.workflows.videocross import READERS, read_sources, with_features
+from jaxvsa.workflows.videocross import READERS, read_sources
+from jaxvsa.workflows.videocross_features import with_features
 
 
 @pytest.fixture(scope="module")
@@ -142,22 +143,77 @@ def test_videos_without_features_are_an_error_or_dropped(tmp_path):
         with_features([_part()], tmp_path / "none")
 
 
-def test_features_at_the_door(tmp_path):
+@pytest.fixture
+def own(tmp_path):
+    """Arguments for four own videos on one prompt, whose features are 5 rows of 2 values."""
     rows = [
         {"video_id": f"v{n}", "source": "own", "prompt": "a cat", "scores": {"overall": n},
-         "score_range": {"overall": [0, 9]}}
+         "score_range": {"overall": [0, 9]}, "feature_key": "third" if n == 3 else None}
         for n in range(4)
     ]  # fmt: skip
-    path = tmp_path / "scored.jsonl"
+    path, folder = tmp_path / "scored.jsonl", tmp_path / "f"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "f").mkdir()
-    for n in range(3):
-        (tmp_path / f"f/v{n}.npy").touch()
-    flags = ["videocross", f"--source=scored={path}", f"--features={tmp_path / 'f'}"]
-    with pytest.raises(UserError, match="1 of 4 videos"):
-        main([*flags, f"--out={tmp_path / 'out'}"])
-    main([*flags, "--missing=drop", f"--out={tmp_path / 'out'}"])
-    assert open_videocross(tmp_path / "out").card["dropped"]["missing_features"] == 1
+    folder.mkdir()
+    for n, name in enumerate(("v0", "v1", "v2", "third")):
+        np.save(folder / f"{name}.npy", np.arange(10.0).reshape(5, 2) + 100 * n)
+    return ["videocross", f"--source=scored={path}", f"--features={folder}", "--encoder=clip"]
+
+
+def test_features_of_videos_are_stored(own, tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*own, "--rows=2", "--dtype=bfloat16", f"--out={out}"])
+    assert "clip: 8 rows of 2 bfloat16, 4 entries" in " ".join(capsys.readouterr().out.split())
+    cross = open_videocross(out)
+    table = cross.features()
+    assert table is cross.features() and cross.question_features() is None
+    assert cross.manifest["encoder"] == "clip" and cross.question_manifest is None
+    # The midpoints of two halves of five rows: the second and the fourth.
+    np.testing.assert_array_equal(table.of("v0"), [[2, 3], [6, 7]])
+    np.testing.assert_array_equal(table.of("v3"), np.array([[302, 303], [306, 307]], table.dtype))
+    assert "| videos | clip | 4 | 8 | 2 bfloat16 |" in (out / "card.md").read_text()
+
+
+def test_missing_features_stop_or_drop_their_videos(own, tmp_path):
+    (tmp_path / "f/v1.npy").unlink()
+    with pytest.raises(UserError, match=r"1 of 4 videos have no feature file, first: \['v1'\]"):
+        main([*own, f"--out={tmp_path / 'out'}"])
+    main([*own, "--missing=drop", f"--out={tmp_path / 'out'}"])
+    cross = open_videocross(tmp_path / "out")
+    assert cross.card["dropped"]["missing_features"] == 1 and list(cross.features().row) == [
+        "v0", "v2", "v3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((5, 3)), r"v2.npy: rows are 3 wide, expected 2 \(as in .*v0.npy\)"),
+        (np.zeros((0, 2)), r"v2.npy: shape \(0, 2\) holds no features"),
+        (np.full((5, 2), np.nan), "v2.npy: row 0 is not finite"),
+        (np.full((5, 2), 1e9), "v2.npy: row 0 is too large for float16; use --dtype bfloat16"),
+    ],
+)
+def test_features_refused(own, tmp_path, array, message):
+    np.save(tmp_path / "f/v2.npy", array)
+    with pytest.raises(UserError, match=message) as error:
+        main([*own, f"--out={tmp_path / 'out'}"])
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--features=f"], "--features needs --encoder: the name of the network"),
+        (["--encoder=x"], "--encoder needs --features; give both or neither"),
+        (["--rows=3"], "--rows needs --features"),
+        (["--question-rows=token"], "--question-rows needs --text-encoder"),
+        (["--dtype=float16"], "--dtype needs --features or --text-encoder"),
+        (["--text-encoder=none"], "none/config.json: not found"),
+    ],
+)
+def test_flags_of_features_belong_together(own, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        main([*own[:2], *flags, f"--out={tmp_path / 'out'}"])
 
 
 def test_unknown_dimensions_at_the_door(tmp_path):
