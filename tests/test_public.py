@@ -68,7 +68,7 @@ def test_help_of_every_conversion_shows_its_example(task, capsys):
     ("door", "argv", "message"),
     [
         ("evaluate", ["--run=x", "--spilt=test"], "unknown flag --spilt; did you mean '--split'?"),
-        ("evaluate", [], "the following arguments are required: --run"),
+        ("evaluate", [], "give either --run RUN, or --scores FILE with --votes FILE"),
         ("predict", ["--run=x", "--inptu=y"], "unknown flag --inptu; did you mean '--input'?"),
         ("convert", ["to-publish"], "invalid choice: 'to-publish'"),
         ("convert", ["text", "--inptu=x"], "unknown flag --inptu; did you mean '--input'?"),

@@ -241,13 +241,11 @@ def read_lines(path: str | Path) -> list[str]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot read it ({error.strerror}); give --source its file"
-        ) from error
+        raise UserError(f"{path}: cannot read it ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no UTF-8 at byte {error.start}; convert the file") from error
     if not text.strip():
-        raise UserError(f"{path} is empty; give --source a file with rows")
+        raise UserError(f"{path} is empty; give a file with rows")
     return text.replace("\r\n", "\n").split("\n")
 
 

@@ -220,21 +220,15 @@ def four_way(difference_b: np.ndarray, mean_b: np.ndarray, eps: float, rho: floa
     return np.where(np.isnan(difference_b), MISSING, vote_b)
 
 
-def vote_accuracy(vote_b: np.ndarray, predicted_b: np.ndarray) -> dict[str, float | None]:
-    """Accuracy of votes against people's votes.
-
-    A missing vote is wrong in all three figures and never a tie. Without ties, a predicted tie on a
-    decided pair is wrong (`strict`), or counts half in "without_ties_half".
-
-    Source: A6; CA2, 1 and 2.
+def vote_credits(vote_b: np.ndarray, predicted_b: np.ndarray) -> dict[str, np.ndarray]:
+    """What each pair counts in the figures of `vote_accuracy`: 1, 0.5 or 0; nan counts nowhere.
 
     Args:
         vote_b: people's, 0 to 3.
         predicted_b: 0 to 3, or `MISSING`.
 
     Returns:
-        "four_way", "with_ties" (both good and both bad are one class), "without_ties",
-        "without_ties_half", None where there is no pair; "pairs", "decided", "missing".
+        "four_way", "with_ties", "without_ties", "without_ties_half": float64 (b,).
 
     Raises:
         ValueError: another vote, or arrays of different length.
@@ -244,18 +238,38 @@ def vote_accuracy(vote_b: np.ndarray, predicted_b: np.ndarray) -> dict[str, floa
         raise ValueError(f"votes {vote_b.shape} and predictions {predicted_b.shape} differ")
     if not (np.isin(vote_b, range(4)).all() and np.isin(predicted_b, range(-1, 4)).all()):
         raise ValueError("votes run from 0 to 3, predictions from -1 to 3")
-    answer_b, missing_b = _ANSWER[vote_b], predicted_b == MISSING
-    said_b = np.where(missing_b, 2, _ANSWER[np.maximum(predicted_b, 0)])
-    decided_b = answer_b != 0
-    credit_b = (said_b == answer_b) + 0.5 * (decided_b & (said_b == 0))
+    answer_b = _ANSWER[vote_b]
+    said_b = np.where(predicted_b == MISSING, 2, _ANSWER[np.maximum(predicted_b, 0)])
+    right_b, tie_b = (said_b == answer_b).astype(np.float64), answer_b == 0
     return {
-        "four_way": _mean(vote_b == predicted_b),
-        "with_ties": _mean(said_b == answer_b),
-        "without_ties": _mean((said_b == answer_b)[decided_b]),
-        "without_ties_half": _mean(credit_b[decided_b]),
+        "four_way": (vote_b == predicted_b).astype(np.float64),
+        "with_ties": right_b,
+        "without_ties": np.where(tie_b, np.nan, right_b),
+        "without_ties_half": np.where(tie_b, np.nan, right_b + 0.5 * (said_b == 0)),
+    }
+
+
+def vote_accuracy(vote_b: np.ndarray, predicted_b: np.ndarray) -> dict[str, float | None]:
+    """Accuracy of votes against people's votes.
+
+    A missing vote is wrong in all three figures and never a tie. Without ties, a predicted tie on a
+    decided pair is wrong (`strict`), or counts half in "without_ties_half".
+
+    Source: A6; CA2, 1 and 2.
+
+    Returns:
+        "four_way", "with_ties" (both good and both bad are one class), "without_ties",
+        "without_ties_half", None where there is no pair; "pairs", "decided", "missing".
+
+    Raises:
+        ValueError: as `vote_credits`, whose arguments it has.
+    """
+    credits = vote_credits(vote_b, predicted_b)
+    return {
+        **{name: _mean(credit_b[~np.isnan(credit_b)]) for name, credit_b in credits.items()},
         "pairs": len(vote_b),
-        "decided": int(decided_b.sum()),
-        "missing": int(missing_b.sum()),
+        "decided": int(np.sum(~np.isnan(credits["without_ties"]))),
+        "missing": int(np.sum(np.asarray(predicted_b) == MISSING)),
     }
 
 
