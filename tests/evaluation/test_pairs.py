@@ -111,16 +111,16 @@ def test_a_reward_that_is_nan_is_wrong_and_has_no_probability():
 
 def test_model_of_ties_has_a_log_loss_over_three_classes():
     """CA1: NLL at k = 3, d = 1 is .743668 for A, 2.214283 for B, .878510 for a tie."""
-    pairs, log_k = _pairs([1, -1, 0]), np.full(3, np.log(3))
-    values, errors = measure_pairs(pairs, _rewards([1, 1, 1]), "test", None, log_k)
-    want = (0.743668 + 2.214283 + 0.878510) / 3
+    pairs, log_k = _pairs([1, 1, -1, 0]), np.full(4, np.log(3))
+    values, errors = measure_pairs(pairs, _rewards([1] * 4), "test", None, log_k)
+    want = (2 * 0.743668 + 2.214283 + 0.878510) / 4
     assert values["test/pairs/log_loss_ties"] == pytest.approx(want, abs=1e-6)
     assert values["test/pairs/tie_probability"] == pytest.approx(0.415401, abs=1e-6)
     assert "test/pairs/log_loss_ties" in errors
     odds = np.log(0.475367 / 0.109232)
-    want = np.mean([np.log1p(np.exp(-odds)), np.log1p(np.exp(odds))])
+    want = (2 * np.log1p(np.exp(-odds)) + np.log1p(np.exp(odds))) / 3
     assert values["test/pairs/log_loss_raw"] == pytest.approx(want, abs=1e-5)
-    (row, *_) = reward_rows(pairs, _rewards([1, 1, 1]), None, log_k)
+    (row, *_) = reward_rows(pairs, _rewards([1] * 4), None, log_k)
     assert [row["p_a"], row["p_b"], row["p_tie"]] == pytest.approx(
         [0.475367, 0.109232, 0.415401], abs=1e-6
     )

@@ -68,6 +68,7 @@ def test_pairs_of_videocross_by_split_source_and_dimension(tmp_path):
     dev = scores_file(tmp_path / "dev.csv", {"a5": 0.5, "b5": 0.1})
     report = score_votes([scores], votes, [dev], votes)
     (model,) = report["models"]
+    assert report["prompts"] == 2  # groups, though the prompt is one
     assert report["pairs"] == 4 and report["counts"] == {"left": 2, "right": 1, "tie": 1}
     assert model["values"]["without_ties"] == 1 / 3
     assert model["dev"] == {"eps": pytest.approx(0.4), "rho": None}
@@ -195,3 +196,24 @@ def test_flags_of_the_other_way_are_refused(argv, message, capsys):
     assert run(*argv) == 2
     found = capsys.readouterr().err
     assert message in found and found.count("\n") == 1
+
+
+def test_unknown_votes_of_a_model_may_count_as_wrong(small, tmp_path):
+    votes = ["leftvote", "I prefer A", "rightvote", "rightvote", "tievote", None]
+    path = write(tmp_path / "v.jsonl", [{"vote": vote} for vote in votes])
+    (model,) = score_votes([path], small, missing="wrong")["models"]
+    assert model["values"]["without_ties"] == 3 / 4 and model["unread"] == 2
+    assert model["values"]["four_way"] == 4 / 6
+
+
+def test_several_people_may_vote_on_one_pair(tmp_path):
+    rows = genai([0, 1, 0], ["a", "a", "b"])
+    rows[1] |= {name: rows[0][name] for name in ("left_video", "right_video")}
+    votes = write(tmp_path / "votes.jsonl", rows)
+    once = [{"left": "l0.mp4", "right": "r0.mp4", "vote": "A"},
+            {"left": "l2.mp4", "right": "r2.mp4", "vote": "B"}]  # fmt: skip
+    (model,) = score_votes([write(tmp_path / "once.csv", once)], votes)["models"]
+    assert model["values"]["without_ties"] == 1 / 3
+    in_order = [once[0], once[0] | {"vote": "B"}, once[1] | {"vote": "A"}]
+    (model,) = score_votes([write(tmp_path / "order.csv", in_order)], votes)["models"]
+    assert model["values"]["without_ties"] == 1
