@@ -50,7 +50,7 @@ def gradients(
             return loss.total, terms
         # Divided before the gradient, not after, which would be one more pass over all of them.
         weight = loss.weight if axis_name is None else jax.lax.psum(loss.weight, axis_name)
-        return loss.total / jnp.maximum(weight, 1), terms
+        return loss.total / _or_one(weight), terms
 
     def one(carry: Any, batch: Any) -> tuple[Any, None]:
         found = jax.grad(total, has_aux=True)(state.learn, batch)
@@ -68,8 +68,13 @@ def gradients(
     grads, terms = found
     if count == 1:
         return grads, terms
-    weight = jnp.maximum(terms["loss"].weight, 1)
+    weight = _or_one(terms["loss"].weight)
     return jax.tree.map(lambda g: g / weight.astype(g.dtype), grads), terms
+
+
+def _or_one(weight: jax.Array) -> jax.Array:
+    """The weight to divide by; 1 where nothing was counted. Weights may be below 1."""
+    return jnp.where(weight > 0, weight, jnp.ones((), weight.dtype))
 
 
 def train_step(

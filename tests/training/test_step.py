@@ -62,6 +62,21 @@ def test_gradient_is_the_mean_over_real_examples() -> None:
     np.testing.assert_allclose(terms["loss"].compute(), (error**2).mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_weights_below_one_divide_as_they_are_and_none_gives_no_gradient(accumulate: int) -> None:
+    def loss(params: Any, batch: Any, rng: Any) -> dict[str, Mean]:
+        value_b = (batch["x_bf"][:, 0] @ params["w"] + params["frozen"] - batch["y_b"]) ** 2
+        return {"loss": Mean(jnp.sum(batch["share_b"] * value_b), jnp.sum(batch["share_b"]))}
+
+    system, tables = linear(loss=loss), {"rows": jnp.asarray(TABLE)}
+    for share, want in ((np.array([0.1, 0.3, 0, 0]), 1.0), (np.zeros(4), 0.0)):
+        batch = {**BATCH, "share_b": np.array([share], np.float32)}
+        micro = {k: v.reshape(accumulate, -1, *v.shape[2:]) for k, v in batch.items()}
+        grads, _ = gradients(system, begin(system, optax.sgd(1.0)), tables, micro)
+        hand = want * (0.1 * 0 * TABLE[0] + 0.3 * 2 * TABLE[2]) / 0.4
+        np.testing.assert_allclose(grads["w"], hand, rtol=1e-6)
+
+
 def test_padding_row_of_a_table_is_zero() -> None:
     batch = {name: jnp.asarray(leaf[0]) for name, leaf in BATCH.items()}
     taken = expand(linear(), {"rows": jnp.asarray(TABLE)}, batch)["x_bf"]
