@@ -15,6 +15,8 @@ from jaxvsa.core import trees
 from jaxvsa.core.config import build, load_config, to_plain, variants
 from jaxvsa.systems import module
 from jaxvsa.systems.base import System, abstract_batch
+from jaxvsa.systems.clevereward.loss import LossOptions as RewardLoss
+from jaxvsa.systems.clevereward.system import Facts as RewardFacts
 from jaxvsa.systems.mtransllama.system import Facts as AnswerFacts
 from jaxvsa.systems.mtransllama.system import LossOptions as AnswerLoss
 from jaxvsa.systems.mtransllama.system import WeightsOptions as BaseOptions
@@ -23,7 +25,7 @@ from jaxvsa.training.loop import TrainOptions
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.state import State, start
 from jaxvsa.training.step import train_step
-from jaxvsa.workflows import questions
+from jaxvsa.workflows import pairs, questions
 from jaxvsa.workflows.comments import Batching, DataOptions, WeightsOptions
 
 WIDTHS = {"r2plus1d": 512, "videomaev2": 1408}
@@ -168,6 +170,38 @@ def trace_answers(whole: str, known: str) -> None:
     assert found["answer"].shape == (size, config["model"]["max_new"])
     found = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
     assert found["task"].shape == (size, 2)
+    check_shardings(system, state, params)
+
+
+REWARDS = pytest.mark.parametrize("variant", variants("configs/clevereward.py"))
+TABLE = tuple((1.0,) * 7 for _ in range(3))
+
+
+@REWARDS
+def test_reward_variant_reads_its_keys_and_traces_one_update_at_full_size(variant: str) -> None:
+    config = to_plain(load_config(f"configs/clevereward.py:{variant}"))
+    sections = {
+        "data": pairs.DataOptions,
+        "loss": RewardLoss,
+        "optim": OptimOptions,
+        "train": TrainOptions,
+        "mesh": meshes.MeshOptions,
+    }
+    for name, options in sections.items():
+        build(options, config[name], f"config.{name}")
+    known = {*sections, "weights", "model", "system", "seed", "init_from", "profile", "beside"}
+    assert set(config) == known and not config["weights"]
+    assert set(config["beside"]) <= set(variants("configs/clevereward.py"))
+    given = RewardFacts(("a", "b", "c"), 1408, "float32", 384, "float32", *[TABLE] * 4)
+    system = module("clevereward").build(config, given)
+    data = pairs.Assembled(config, None, None, given)  # type: ignore[arg-type]
+    size = config["train"]["batch_size"]
+    batch = abstract_batch(system, data.sizes(size))
+    params, state, terms = trace_update(system, config, batch)
+    assert {"loss", "pref_loss"} <= set(terms)
+    assert ("clip_loss" in terms) == system.couples_batch
+    found = jax.eval_shape(system.tasks["rank"].outputs, params, batch)
+    assert found["reward"].shape == (size, 2)
     check_shardings(system, state, params)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvsa.core import trees
@@ -26,11 +25,16 @@ from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.text import TextCodec, UnknownShare
 from jaxvsa.interop.names import Place
-from jaxvsa.interop.roberta import check_vocab, read_encoder, stack_layers, unstack_layers
+from jaxvsa.interop.roberta import unstack_layers
 from jaxvsa.layers.temporal import tower_margin
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Params
 from jaxvsa.workflows.demo import DEMO, ensure_demo
+from jaxvsa.workflows.labelled import Labelled
+from jaxvsa.workflows.labelled import render as render
+from jaxvsa.workflows.text_weights import frozen_text, read_text
+
+NOUN = "comments"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +195,7 @@ def device_bytes() -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Assembled:
+class Assembled(Labelled):
     """What a run reads.
 
     Attributes:
@@ -200,7 +204,8 @@ class Assembled:
         codec: the tokenizer.
         facts: the system's `Facts`.
         text_params: weights of the text encoder; None = from scratch.
-        unknown: share of tokens of the train comments that the tokenizer cannot write.
+        unknown: share of tokens of the train comments that the tokenizer cannot write; None if
+            the run was trained before.
     """
 
     config: dict[str, Any]
@@ -208,9 +213,9 @@ class Assembled:
     codec: TextCodec
     facts: Any
     text_params: Params | None
-    unknown: UnknownShare
+    unknown: UnknownShare | None
 
-    noun = "comments"
+    noun = NOUN
     fresh = r"(?!text/).*"
     """Parameters that `given` need not hold."""
 
@@ -227,21 +232,13 @@ class Assembled:
 
     def about(self) -> list[str]:
         """What to know of the text, a line each."""
+        if self.unknown is None:
+            return []
         return [
             f"text: {self.codec.vocab_size:,} tokens; unknown in train: "
             f"{100 * self.unknown.tokens:.2f} % of tokens, "
             f"{100 * self.unknown.comments:.2f} % of comments"
         ]
-
-    @property
-    def protocol(self) -> str:
-        """The split protocol."""
-        return self.config["data"]["protocol"]
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Splits of the protocol."""
-        return tuple(self.prepared.protocols[self.protocol])
 
     @functools.cached_property
     def batching(self) -> Batching:
@@ -258,10 +255,6 @@ class Assembled:
         """Of the features, if the model sees video."""
         found = None if self.batching.variant == "text" else self.prepared.manifest
         return None if found is None else Manifest.from_dict(found)
-
-    def comments(self, split: str) -> Comments:
-        """The comments of a split."""
-        return self.prepared.comments(self.protocol, split)
 
     def examples(self, split: str) -> CommentExamples:
         """The comments of a split, tokenised; those to evaluate share their videos."""
@@ -295,7 +288,7 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
     root = find_root(run, options.root, config["seed"])
     prepared = Prepared.open(root)
     train = prepared.comments(options.protocol, "train")
-    codec, text_params, vocab = read_text(resolved, options, weights, train.text)
+    codec, text_params, vocab = read_text(resolved, options.vocab_size, weights.text, train.text)
     manifest = prepared.manifest
     facts = module(config["system"]).Facts(
         label_names={task: tuple(names) for task, names in prepared.labels.items()},
@@ -317,28 +310,23 @@ def find_root(run: Path, root: str, seed: int) -> Path:
     return ensure_demo(run, seed) if root == DEMO else Path(root)
 
 
-def read_text(
-    config: dict[str, Any], options: DataOptions, weights: WeightsOptions, texts: Sequence[str]
-) -> tuple[TextCodec, Params | None, int]:
-    """Tokenizer, weights and word rows; `config["model"]["text"]` becomes what the weights say.
+def reopen(trained: Any, root: Path, protocol: str | None) -> Assembled:
+    """Data for a trained model.
 
-    The dropout rates stay those of the configuration: they are a matter of training.
+    Args:
+        trained: a `runs.Trained`.
+        root: a prepared folder.
+        protocol: how it is split; None = as in training.
+
+    Raises:
+        UserError: other labels or features than those of training.
     """
-    if not weights.text or config["model"]["variant"] == "video":
-        codec = TextCodec.train_bpe(texts, options.vocab_size)
-        return codec, None, codec.vocab_size
-    fields, params = read_encoder(weights.text)
-    codec = TextCodec.from_folder(weights.text)
-    check_vocab(codec.vocab_size, fields["vocab_size"])
-    ours = config["model"]["text"]
-    ours.update({name: value for name, value in fields.items() if name in _SHAPE})
-    return codec, params, fields["vocab_size"]
-
-
-_SHAPE = (
-    "kind", "width", "num_layers", "num_heads", "mlp_width", "max_positions", "num_types",
-    "norm_eps",
-)  # fmt: skip
+    config = copy.deepcopy(trained.config)
+    config["data"]["protocol"] = protocol or config["data"]["protocol"]
+    prepared = Prepared.open(root)
+    found = Assembled(config, prepared, trained.codec, trained.facts, None, None)
+    found.check(trained)
+    return found
 
 
 def read_codec(text: str) -> TextCodec:
@@ -363,27 +351,3 @@ def read_params(
     if stacked and "text" in learn:
         learn = {**learn, "text": unstack_layers(learn["text"])}
     return learn, held
-
-
-def frozen_text(config: dict[str, Any], digests: dict[str, str], stacked: bool) -> Params:
-    """The frozen text encoder, which checkpoints do not repeat, checked against its digest.
-
-    Args:
-        config: of the run.
-        digests: of the weights it was trained with.
-        stacked: whether they are those of stacked layers.
-
-    Raises:
-        UserError: the folder is gone, or holds other weights than those trained with.
-    """
-    folder = config["weights"]["text"]
-    _, params = read_encoder(folder)
-    store = config["model"]["precision"]["param"]
-    held = {"text": jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(store)), params)}
-    compared = {"text": stack_layers(held["text"])} if stacked else held
-    if trees.digests(compared) != digests:
-        raise UserError(
-            f"{folder} holds other text weights than the run was trained with; "
-            "restore the original folder there"
-        )
-    return held

@@ -16,7 +16,8 @@ from jaxvsa.core import distributed
 from jaxvsa.core.config import load_config
 from jaxvsa.core.files import write_json
 from jaxvsa.data.prepared import Prepared
-from jaxvsa.evaluation.tables import Row, render
+from jaxvsa.evaluation.tables import Row
+from jaxvsa.workflows.assemble import kind
 from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.fit import fit
 
@@ -50,9 +51,9 @@ def fit_all(spec: str, overrides: Sequence[str], run: Path, console: Console) ->
         console.print(f"beside it, {variant}:", markup=False)
         first, *_ = fit_folds(other, run / variant, console, alone=False)
         rows.insert(place, dataclasses.replace(first, name=variant))
-    _show(rows, run, console, "table.json")
+    _show(rows, config.system, run, console, "table.json")
     if config.data.root == DEMO:
-        console.print("These are figures of synthetic clips.", markup=False)
+        console.print(f"These are figures of synthetic {kind(config.system).NOUN}.", markup=False)
     return rows
 
 
@@ -76,14 +77,14 @@ def fit_folds(config: ConfigDict, run: Path, console: Console, alone: bool) -> l
         found.append(fit(one, run / fold, console, tables=False))
     rows = [mean_row(rows) for rows in zip(*found, strict=True)]
     if alone:
-        _show(rows, run, console, RESULTS)
+        _show(rows, config.system, run, console, RESULTS)
     return rows
 
 
 def find_folds(config: ConfigDict) -> list[str]:
     """The protocols `<name>_0`, `<name>_1`, ... of `data.protocol`; [] if it is one itself."""
-    root, name = config.data.root, config.data.protocol
-    if not root or not (Path(root) / "data.json").is_file():
+    root, name = config.data.root, config.data.get("protocol", "")
+    if not name or not root or not (Path(root) / "data.json").is_file():
         return []
     known = Prepared.open(root).protocols
     if name in known:
@@ -117,18 +118,12 @@ def _share(other: ConfigDict, config: ConfigDict, run: Path) -> None:
             other.weights.base = str(run / "base")
 
 
-def _show(rows: Sequence[Row], run: Path, console: Console, name: str) -> None:
+def _show(rows: Sequence[Row], system: str, run: Path, console: Console, name: str) -> None:
     """Prints the table and writes it as RUN/`name`."""
     if not distributed.is_first():
         return
     write_json(run / name, [dataclasses.asdict(row) for row in rows])
-    metrics = [metric.split("/") for metric in rows[0].values]
-    splits = [split for split in ("dev", "test") if any(split == part[0] for part in metrics)]
-    names: dict[str, list[str]] = {}
-    for part in metrics:
-        if len(part) == 4 and part[2] == "f1":
-            names.setdefault(part[1], [])
-            if part[3] not in names[part[1]]:
-                names[part[1]].append(part[3])
-    render(rows, names, splits, console)
+    measured = {metric.partition("/")[0] for metric in rows[0].values}
+    splits = [split for split in ("dev", "test") if split in measured]
+    kind(system).render(rows, splits, console)
     console.print(f"Files: {run}", markup=False)

@@ -19,15 +19,16 @@ import jax
 from jaxvsa.core import trees
 from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
+from jaxvsa.data.features import Manifest
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.text import TextCodec
+from jaxvsa.data.videocross_files import count_leaks, open_videocross
 from jaxvsa.interop.roberta import check_vocab, read_encoder
 from jaxvsa.systems.base import abstract_batch
 from jaxvsa.workflows.demo import DEMO
-from jaxvsa.workflows.evaluate import check_labels, manifest_of
+from jaxvsa.workflows.evaluate import open_data
 from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
-from jaxvsa.workflows.runs import RunFolder
-from jaxvsa.workflows.score import check_features
+from jaxvsa.workflows.runs import RunFolder, read_trained
 
 DRIVER = Path("/proc/driver/nvidia/version")
 KEPT = 4  # checkpoints on the disk at once: two newest, the best, the one being written
@@ -75,7 +76,9 @@ def examine(
             yield from _of_checkpoints(RunFolder(run).checkpoints())
             yield _probe("run and data", partial(_run_and_data, run, data))
             config = config or _unfinished(run, data)
-    if data is not None:
+    if data is not None and (data / "card.json").is_file():
+        yield _probe("pairs", partial(_pairs, data))
+    elif data is not None:
         yield _probe("comments", partial(_comments, data))
         yield _probe("features", partial(_features, data))
     if weights is not None:
@@ -182,13 +185,10 @@ def _checkpoint(checkpoints: Checkpoints, step: int) -> str:
 
 def _run_and_data(run: Path, data: Path) -> str:
     """Labels and features of the data are those of the run."""
-    checkpoints, prepared = RunFolder(run).checkpoints(), Prepared.open(data)
-    step = checkpoints.newest()
+    step = RunFolder(run).checkpoints().newest()
     if step is None:
         return "nothing trained yet"
-    meta = checkpoints.read_meta(step)
-    check_labels(meta["facts"]["label_names"], prepared.labels)
-    check_features(manifest_of(meta["manifest"]), manifest_of(prepared.manifest))
+    open_data(read_trained(run, step), run, data)
     return f"{data} has the labels and features of training"
 
 
@@ -207,12 +207,23 @@ def _comments(data: Path) -> str:
     return f"{total:,}; labels {labels}; splits {', '.join(prepared.protocols)}"
 
 
+def _pairs(data: Path) -> str:
+    """The files of a VideoCross can be read, and share nothing between splits."""
+    cross = open_videocross(data)
+    leaks = {name: count for name, count in count_leaks(data).items() if count}
+    if leaks:
+        found = ", ".join(f"{count:,} {name}" for name, count in leaks.items())
+        raise UserError(f"{data}: splits share {found}; prepare again")
+    return f"{len(cross.pairs):,} of {len(cross.videos):,} videos; no leak between splits"
+
+
 def _features(data: Path) -> str:
     """The records are as wide and as many as data.json says, and no comment lacks its video."""
     prepared = Prepared.open(data)
-    manifest, table = manifest_of(prepared.manifest), prepared.features()
-    if manifest is None or table is None:
+    table = prepared.features()
+    if prepared.manifest is None or table is None:
         return "none: only for models of text alone"
+    manifest = Manifest.from_dict(prepared.manifest)
     for protocol, splits in prepared.protocols.items():
         for split in splits:
             table.rows(prepared.comments(protocol, split).video)
@@ -268,12 +279,11 @@ def _disk(setup: Setup, run: Path) -> str:
 
 def _memory(setup: Setup) -> str:
     """Room for state, gradients and features; activations come on top."""
-    options, features = setup.mesh_options, setup.data.features
+    options = setup.mesh_options
     state = trees.num_bytes({"learn": setup.abstract.learn, "opt": setup.abstract.opt})
     state += trees.num_bytes([setup.abstract.learn, setup.abstract.held])
     per_device = state // (options.fsdp * options.tensor)
-    shared = setup.data.batching.is_resident(features) or jax.devices()[0].platform == "cpu"
-    table = features.values_nf.nbytes if features is not None and shared else 0
+    table = trees.num_bytes(setup.data.tables(setup.system))
     need, available = per_device + table, available_memory()
     text = (
         f"{_size(available)} available, at least {_size(need)} needed: {_size(per_device)} for "

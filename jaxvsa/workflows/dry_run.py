@@ -18,7 +18,6 @@ from jaxvsa.systems.base import abstract_batch
 from jaxvsa.training.log import clock_time
 from jaxvsa.training.state import State
 from jaxvsa.training.step import make_step, train_step
-from jaxvsa.workflows import score as scoring
 from jaxvsa.workflows.fit import Setup, first_state, prepare_run
 
 TIMED = 3
@@ -40,7 +39,7 @@ def dry_run(config: ConfigDict, run_path: Path, console: Console) -> dict[str, f
         "parameters that learn": trees.num_values(setup.abstract.learn),
         "frozen parameters": trees.num_values(setup.abstract.held),
         "state, MiB per device": _bytes_per_device(setup, shardings) / 2**20,
-        "features, MiB per device": _feature_bytes(setup) / 2**20,
+        "features, MiB per device": trees.num_bytes(setup.data.tables(setup.system)) / 2**20,
     }
     shapes = setup.plan.shapes()
     typical = max(shapes, key=lambda shape: shapes[shape])
@@ -71,11 +70,6 @@ def _bytes_per_device(setup: Setup, shardings: State) -> int:
     return total
 
 
-def _feature_bytes(setup: Setup) -> int:
-    features = setup.data.features
-    return features.values_nf.nbytes if features is not None and setup.system.tables else 0
-
-
 def _flops(setup: Setup, shape: tuple[int, ...]) -> int:
     """Operations of one training step at one batch shape."""
     plan, micro = setup.plan, setup.options.accumulate
@@ -99,8 +93,7 @@ def _time_steps(setup: Setup, shardings: State) -> float:
         if tuple(setup.plan[step].sizes.values()) == typical
     ]
     batch = setup.stream[same[0]]
-    data = setup.data
-    tables = scoring.place_tables(setup.system, data.batching, data.features, setup.mesh)
+    tables = meshes.put_whole(setup.data.tables(setup.system), setup.mesh)
     step = make_step(setup.system, setup.tx, setup.mesh, setup.mesh_options.step, shardings)
     state = first_state(setup, shardings)
     times = []

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jaxvsa.core import distributed
-from jaxvsa.core.errors import UserError
-from jaxvsa.core.mesh import all_devices, local_shards, put_whole
-from jaxvsa.data.features import Manifest
-from jaxvsa.data.prepared import Prepared
-from jaxvsa.evaluation.tables import Row, render
-from jaxvsa.workflows import score as scoring
+from jaxvsa.core.mesh import all_devices
+from jaxvsa.evaluation.tables import Row
 from jaxvsa.workflows.assemble import kind
-from jaxvsa.workflows.demo import DEMO
+from jaxvsa.workflows.report import measure
 from jaxvsa.workflows.runs import RunFolder, Trained, read_trained
 
 
@@ -50,82 +45,29 @@ def evaluate(
     """
     trained = read_trained(run, step)
     config, folder = trained.config, RunFolder(run)
-    prepared = open_data(config, folder.path, data)
-    check_labels(trained.facts.label_names, prepared.labels)
-    scoring.check_features(trained.manifest, manifest_of(prepared.manifest))
-    own = data is None and step == "best" and protocol in (None, config["data"]["protocol"])
-    protocol = protocol or config["data"]["protocol"]
-    name = f"{prepared.root.name}-{protocol}-step{trained.step}"
+    opened = open_data(trained, folder.path, data, protocol)
+    own = data is None and step == "best" and protocol in (None, config["data"].get("protocol"))
+    name = "-".join([opened.root.name, *filter(None, [opened.protocol]), f"step{trained.step}"])
     files = Path(out) if out else folder.predictions if own else folder.predictions / name
-    scored = _score(trained, prepared, protocol, split)
-    labels = trained.facts.label_names
-    if distributed.is_first():
-        scoring.write_scored(files, scored, split, labels)
-    model = Row(f"{trained.system.name} (step {trained.step})", scored.values, scored.errors)
-    rows = [model, *scoring.baselines(prepared, protocol, [split])]
+    limit = config["train"]["eval_batch_size"]
+    rows = measure(trained, opened, [split], all_devices(), limit, files)
     console = console or Console(quiet=True)
-    render(rows, labels or {"answer": ()}, [split], console)
-    for line in _notes(config, own, protocol, files):
+    kind(config["system"]).render(rows, [split], console)
+    for line in (*opened.notes(config, own), f"Files: {files}"):
         console.print(line, markup=False, soft_wrap=True)
     return rows
 
 
-def open_data(config: Mapping[str, Any], run: Path, data: str | Path | None = None) -> Prepared:
+def open_data(
+    trained: Trained, run: Path, data: str | Path | None = None, protocol: str | None = None
+) -> Any:
+    """The prepared folder `data`, or the one a run was trained on, for a model; see `evaluate`."""
+    found, config = kind(trained.system.name), trained.config
+    root = find_root(config, run, data)
+    return found.reopen(trained, root, protocol)
+
+
+def find_root(config: Mapping[str, Any], run: Path, data: str | Path | None = None) -> Path:
     """The prepared folder `data`, or the one a run was trained on."""
     root = str(data or config["data"]["root"])
-    return Prepared.open(kind(config["system"]).find_root(run, root, config["seed"]))
-
-
-def manifest_of(values: Mapping[str, Any] | None) -> Manifest | None:
-    """What data.json or a checkpoint says of its features; None without video."""
-    return None if values is None else Manifest.from_dict(values)
-
-
-def check_labels(trained: scoring.LabelNames, given: scoring.LabelNames) -> None:
-    """Refuses data whose classes are not those of a model, in this order.
-
-    Raises:
-        UserError: both are named.
-    """
-    if _plain(trained) != _plain(given):
-        raise UserError(
-            f"the model was trained on the labels {_plain(trained)}, the data has {_plain(given)}; "
-            "prepare it with the same label columns and classes"
-        )
-
-
-def _notes(config: Mapping[str, Any], own: bool, protocol: str, files: Path) -> Iterator[str]:
-    """What to know when reading the table."""
-    trained = config["data"]["protocol"]
-    if protocol != trained:
-        yield f"The model was trained with the protocol {trained}: it may have seen these comments."
-    if own and config["data"]["root"] == DEMO:
-        yield "These are figures of the synthetic demo corpus."
-    yield f"± is one standard error over videos. Files: {files}"
-
-
-def _score(trained: Trained, prepared: Prepared, protocol: str, split: str) -> scoring.Scored:
-    """The split, measured on all devices."""
-    comments = prepared.comments(protocol, split)
-    if not len(comments):
-        raise UserError(f"{prepared.root}: the split '{split}' of '{protocol}' has no comments")
-    batching, mesh = kind(trained.system.name).Batching.of(trained.config), all_devices()
-    features = None if trained.manifest is None else prepared.features()
-    row_b = None if features is None else features.rows(comments.video)
-    examples = batching.examples(comments, trained.codec, row_b, features, share=True)
-    size = scoring.batch_size(len(comments), trained.config["train"]["eval_batch_size"], mesh)
-    return scoring.score(
-        trained.system,
-        put_whole(trained.params, mesh),
-        scoring.place_tables(trained.system, batching, features, mesh),
-        batching.in_order(examples, size, local_shards(mesh)),
-        comments,
-        trained.facts.label_names,
-        mesh,
-        split,
-        trained.codec,
-    )
-
-
-def _plain(labels: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    return {task: list(labels[task]) for task in sorted(labels)}
+    return kind(config["system"]).find_root(run, root, config["seed"])

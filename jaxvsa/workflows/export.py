@@ -24,7 +24,7 @@ from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.training.loop import Memory
 from jaxvsa.training.state import start
 from jaxvsa.workflows.demo import DEMO
-from jaxvsa.workflows.fit import data_record, prepare_run, saved
+from jaxvsa.workflows.fit import prepare_run, saved
 from jaxvsa.workflows.runs import describe, read_trained
 
 TORCH = (".bin", ".pkl", ".pt", ".pth")
@@ -129,7 +129,7 @@ def from_published(
         record = describe(
             assembled.config, assembled.facts, assembled.codec, assembled.manifest, first.held
         )
-        setup.folder.begin(assembled.config, data_record(assembled))
+        setup.folder.begin(assembled.config, assembled.record())
         checkpoints = setup.folder.checkpoints()
         memory = dataclasses.asdict(Memory())
         checkpoints.save(0, saved(first), {**record, "memory": memory, "stream": None})

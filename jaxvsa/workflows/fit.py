@@ -19,7 +19,7 @@ from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.signals import Interrupts
 from jaxvsa.data.pipeline import Batch, iterate
-from jaxvsa.evaluation.evaluator import flat_metrics, run
+from jaxvsa.evaluation.evaluator import run
 from jaxvsa.evaluation.tables import Row
 from jaxvsa.systems.base import Params
 from jaxvsa.training.log import MetricsLog, Progress
@@ -27,8 +27,6 @@ from jaxvsa.training.loop import Hooks, Interrupted, Loop, Memory
 from jaxvsa.training.profile import profiled
 from jaxvsa.training.state import State
 from jaxvsa.training.step import make_step
-from jaxvsa.workflows import score as scoring
-from jaxvsa.workflows.comments import Assembled
 from jaxvsa.workflows.report import read_rows, report, show
 from jaxvsa.workflows.runs import describe
 from jaxvsa.workflows.setup import Setup, first_state, prepare_run
@@ -105,7 +103,7 @@ def _fit(
 ) -> tuple[list[Row], Setup]:
     setup = prepare_run(config, run_path, devices)
     data = setup.data
-    identity = data.config, data_record(data)
+    identity = data.config, data.record()
     existed = setup.folder.check(*identity)
     checkpoints = setup.folder.checkpoints()
     if existed and setup.folder.results.exists():
@@ -144,7 +142,7 @@ def train(
 ) -> State:
     """Runs the loop with this run's files and functions, until `stop` says so."""
     system, mesh, data = setup.system, setup.mesh, setup.data
-    tables = scoring.place_tables(system, data.batching, data.features, mesh)
+    tables = meshes.put_whole(data.tables(system), mesh)
     stream = iterate(setup.stream, stream_state)
     jitted = make_step(system, setup.tx, mesh, setup.mesh_options.step, shardings)
     held = describe(data.config, data.facts, data.codec, data.manifest, state.held)
@@ -186,18 +184,16 @@ def train(
 def dev_metrics(
     setup: Setup, tables: Mapping[str, jax.Array], stop: Callable[[], bool]
 ) -> Callable[[State], dict[str, float]]:
-    """Function: state -> metrics on dev, among them the sum that selects; {} without dev.
+    """Function: state -> metrics on dev, among them the one that selects; {} without dev.
 
     It asks `stop` before every batch, because a long evaluation would outlast the patience of
     whoever sent a signal.
     """
     data, system, mesh = setup.data, setup.system, setup.mesh
-    if "dev" not in data.splits or scoring.TASK not in system.tasks:
+    if "dev" not in data.splits or data.task not in system.tasks:
         return lambda state: {}
-    examples = data.examples("dev")
-    size = scoring.batch_size(len(examples), setup.options.eval_batch_size, mesh)
-    dev = data.batching.in_order(examples, size, meshes.local_shards(mesh))
-    task, names = system.tasks[scoring.TASK], data.facts.label_names
+    dev = data.in_order("dev", setup.options.eval_batch_size, mesh)
+    task = system.tasks[data.task]
 
     def until_stop() -> Iterator[Batch]:
         for batch in iterate(dev):
@@ -207,23 +203,9 @@ def dev_metrics(
 
     def evaluate(state: State) -> dict[str, float]:
         _, states = run(system, task, state.params(), tables, until_stop(), mesh)
-        values = flat_metrics(states, "dev", names)
-        return {**values, "dev/all/micro_f1_sum": scoring.sum_of_micro_f1(values, "dev", names)}
+        return data.dev_values(states)
 
     return evaluate
-
-
-def data_record(data: Assembled) -> dict[str, Any]:
-    """What data.json of a run says: where the data is, and what it was."""
-    prepared = data.prepared
-    return {
-        "root": str(prepared.root),
-        "digest": prepared.digest,
-        "protocol": data.protocol,
-        "labels": {task: list(names) for task, names in prepared.labels.items()},
-        "features": None if data.manifest is None else data.manifest.to_dict(),
-        "report": prepared.report,
-    }
 
 
 def say_start(setup: Setup, console: Console) -> None:

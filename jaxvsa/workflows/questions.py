@@ -40,8 +40,12 @@ from jaxvsa.workflows.image_model import (
     is_run,
     read_base,
 )
+from jaxvsa.workflows.labelled import Labelled
+from jaxvsa.workflows.labelled import render as render
 from jaxvsa.workflows.patches import check_cache
 from jaxvsa.workflows.prepare_questions import RECORD, read_questions
+
+NOUN = "questions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +202,7 @@ def _short(rows: list[list[int]], limit: int) -> list[list[int]]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Assembled:
+class Assembled(Labelled):
     """What a run reads.
 
     Attributes:
@@ -217,20 +221,9 @@ class Assembled:
     base: str
     fields: dict[str, dict[str, Any]]
 
-    noun = "questions"
+    noun = NOUN
     fresh = FRESH
     """Parameters that the image model does not have."""
-
-    @property
-    def protocol(self) -> str:
-        """The split protocol."""
-        return self.config["data"]["protocol"]
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Splits of the protocol that have questions."""
-        counts = self.prepared.protocols[self.protocol]
-        return tuple(split for split, count in counts.items() if count)
 
     @functools.cached_property
     def batching(self) -> Batching:
@@ -247,10 +240,6 @@ class Assembled:
         """Of the clips, if the model sees them."""
         found = self.prepared.manifest if self.batching.model.variant == "both" else None
         return None if found is None else Manifest.from_dict(found)
-
-    def comments(self, split: str) -> Comments:
-        """The questions of a split."""
-        return self.prepared.comments(self.protocol, split)
 
     def examples(self, split: str) -> QuestionExamples:
         """The questions of a split, tokenised."""
@@ -344,6 +333,16 @@ def _train_codecs(train: Comments, options: DataOptions) -> tuple[Codecs, tuple[
 def find_root(run: Path, root: str, seed: int) -> Path:
     """The prepared folder `root`; see `clips_demo.ensure_clips`."""
     return ensure_clips(run, root, seed)
+
+
+def reopen(trained: Any, root: Path, protocol: str | None) -> Assembled:
+    """Data for a trained model; see `comments.reopen`."""
+    config = copy.deepcopy(trained.config)
+    config["data"]["protocol"] = protocol or config["data"]["protocol"]
+    prepared = Prepared.open(root)
+    found = Assembled(config, prepared, trained.codec, trained.facts, "", {})
+    found.check(trained)
+    return found
 
 
 def read_codec(text: str) -> Codecs:

@@ -11,10 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxvsa.core import mesh as meshes
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import Comments
-from jaxvsa.data.features import FeatureTable, Manifest
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.evaluator import flat_metrics, flat_values, run
@@ -25,7 +23,6 @@ from jaxvsa.metrics.baselines import majority, speaker_prior, video_majority
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Params, System
 from jaxvsa.workflows.answers import add_texts, measure_written
-from jaxvsa.workflows.comments import Batching
 from jaxvsa.workflows.demo import demo_facts
 
 TASK, WRITE = "classify", "generate"
@@ -47,36 +44,6 @@ class Scored:
     errors: dict[str, float]
     states: dict[str, Confusion]
     rows: list[dict[str, Any]]
-
-
-def place_tables(
-    system: System, batching: Batching, features: FeatureTable | None, mesh: Mesh
-) -> dict[str, jax.Array]:
-    """The large arrays of a system on the devices, each whole on every device."""
-    if not system.tables or features is None or not batching.is_resident(features):
-        return {}
-    return meshes.put_whole({"video": features.values_nf}, mesh)
-
-
-def check_features(trained: Manifest | None, given: Manifest | None) -> None:
-    """Refuses features of another kind than those a model was trained on.
-
-    Raises:
-        UserError: encoder, width, rate, window or stride differ; both are named.
-    """
-    if trained is None:
-        return
-    if given is None:
-        raise UserError(
-            f"the model was trained on video features of '{trained.encoder}', the data has none"
-        )
-    for name in ("encoder", "width", "rows_per_s", "window", "stride"):
-        mine, theirs = getattr(trained, name), getattr(given, name)
-        if mine != theirs:
-            raise UserError(
-                f"the model was trained on features of '{trained.encoder}' ({name} {mine}), the "
-                f"data has '{given.encoder}' ({name} {theirs}); prepare the data with the former"
-            )
 
 
 def batch_size(num_rows: int, limit: int, mesh: Mesh) -> int:
@@ -110,8 +77,8 @@ def score(
     Args:
         system: with the task "classify", "generate", or both.
         params: the whole tree.
-        tables: from `place_tables`.
-        batches: from `Batching.in_order`.
+        tables: of `System.tables`.
+        batches: of the split, in any order.
         comments: the same examples in order.
         label_names: task -> class names.
         mesh: where the batches go.
@@ -199,10 +166,7 @@ def optimum(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Ro
 
 def write_scored(folder: Path, scored: Scored, split: str, label_names: LabelNames) -> None:
     """Predictions and confusion matrices of one split, as files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
+    make_folder(folder)
     write_predictions(folder / f"{split}.jsonl", scored.rows)
     for task, names in label_names.items():
         stem = folder / f"{split}-{task}-confusion"
@@ -210,3 +174,15 @@ def write_scored(folder: Path, scored: Scored, split: str, label_names: LabelNam
         save_confusion(
             stem.with_suffix(".csv"), stem.with_suffix(".png"), counts_cc, names, f"{split}: {task}"
         )
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of predictions.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from error

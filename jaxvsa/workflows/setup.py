@@ -28,8 +28,7 @@ from jaxvsa.training.loop import TrainOptions
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.profile import parse_span
 from jaxvsa.training.state import State, begin, start
-from jaxvsa.workflows.assemble import assemble
-from jaxvsa.workflows.comments import Assembled
+from jaxvsa.workflows.assemble import Data, assemble
 from jaxvsa.workflows.runs import RunFolder, read_trained
 
 
@@ -38,7 +37,7 @@ class Setup:
     """A run before its first update: everything that follows from the configuration."""
 
     folder: RunFolder
-    data: Assembled
+    data: Data
     system: System
     mesh: Mesh
     mesh_options: meshes.MeshOptions
@@ -67,21 +66,18 @@ def prepare_run(config: ConfigDict, run_path: Path, devices: Any = None) -> Setu
     data = assemble(plain, run_path)
     if options.select_on and "dev" not in data.splits:
         raise UserError(
-            f"{data.prepared.root} has no dev split to select on; set config.train.select_on='' "
+            f"{data.root} has no dev split to select on; set config.train.select_on='' "
             "to report the last step"
         )
     system = module(plain["system"]).build(data.config, data.facts)
-    if system.couples_batch and options.accumulate > 1:
-        raise UserError(
-            f"config.train.accumulate is {options.accumulate}, but the loss of {system.name} looks "
-            "across examples, so that parts of a batch give another result; set it to 1"
-        )
+    if system.couples_batch:
+        _check_coupled(system.name, options, mesh_options)
     mesh = meshes.make_mesh(mesh_options, devices)
     meshes.check_batch(options.batch_size // options.accumulate, mesh)
     examples, shards = data.examples("train"), meshes.local_shards(mesh)
     per_epoch = -(-len(examples) // options.batch_size)
     num_steps = options.steps or max(1, round(options.epochs * per_epoch))
-    plan = data.batching.shuffled(
+    plan = data.shuffled(
         examples,
         options.batch_size,
         groups=options.accumulate * shards[1],
@@ -125,7 +121,22 @@ def _check_outline(config: Mapping[str, Any]) -> None:
         raise UserError(f"config.seed is {config['seed']}; it must be from 0 to {(1 << 32) - 1}")
 
 
-def _example(data: Assembled, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+def _check_coupled(name: str, options: TrainOptions, mesh: meshes.MeshOptions) -> None:
+    """Refuses what would show a loss that looks across examples only some of them."""
+    why = f"but the loss of {name} looks across examples"
+    if options.accumulate > 1:
+        raise UserError(
+            f"config.train.accumulate is {options.accumulate}, {why}, so that parts of a batch "
+            "give another result; set it to 1"
+        )
+    if mesh.step == "pmap":
+        raise UserError(
+            f"config.mesh.step is 'pmap', {why}, and each device would see its own alone; set it "
+            "to 'jit'"
+        )
+
+
+def _example(data: Data, system: System, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes at the full lengths, so that what does not fit is found before the first step."""
     return abstract_batch(system, data.sizes(batch))
 

@@ -11,7 +11,7 @@ from workflows.small_runs import run_as_user
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.sources import clips
 from jaxvsa.workflows.clips_demo import FRAMES, ensure_base, ensure_clips
-from jaxvsa.workflows.evaluate import open_data
+from jaxvsa.workflows.evaluate import find_root
 from jaxvsa.workflows.report import read_rows
 
 
@@ -34,7 +34,7 @@ def test_clips_are_made_once(tmp_path: Path, root: str, monkeypatch: pytest.Monk
     assert prepared.protocols == {"demo": small}
     np.testing.assert_array_equal(prepared.features().values_nf, make(3, small).frames.values_nf)
     config = {"system": "mtransllama", "seed": 3, "data": {"root": root}}
-    assert open_data(config, tmp_path).digest == prepared.digest
+    assert find_root(config, tmp_path) == found
     before = (found / "data.json").stat().st_mtime_ns
     assert ensure_clips(tmp_path, root, 3) == found
     assert (found / "data.json").stat().st_mtime_ns == before

@@ -17,7 +17,7 @@ from jaxvsa.core.files import read_json
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.sources.table import read_table
 from jaxvsa.evaluation.predictions import score_predictions
-from jaxvsa.workflows.evaluate import evaluate, open_data
+from jaxvsa.workflows.evaluate import evaluate, find_root
 from jaxvsa.workflows.prepare import FeatureSource, prepare
 
 
@@ -133,8 +133,8 @@ def test_door_needs_a_folder_for_its_files(run, tmp_path):
 def test_demo_runs_are_measured_on_their_own_synthetic_corpus(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "data" / "prepared")
     config = {"system": "vccsa", "data": {"root": "demo"}, "seed": 0}
-    assert open_data(config, tmp_path).root == tmp_path / "data" / "prepared"
-    assert open_data(config, tmp_path, prepared).root == prepared
+    assert find_root(config, tmp_path) == tmp_path / "data" / "prepared"
+    assert find_root(config, tmp_path, prepared) == prepared
 
 
 def test_public_functions_do_what_the_doors_do(run, tiny, prepared, capsys):

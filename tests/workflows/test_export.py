@@ -16,7 +16,7 @@ from jaxvsa.interop.roberta import read_encoder, to_names
 from jaxvsa.interop.tensors import load_safetensors, save_safetensors
 from jaxvsa.training.loop import Memory
 from jaxvsa.workflows import export
-from jaxvsa.workflows.fit import data_record, prepare_run, resume
+from jaxvsa.workflows.fit import prepare_run, resume
 from jaxvsa.workflows.predict import load
 from jaxvsa.workflows.runs import read_trained
 
@@ -73,7 +73,7 @@ def test_returned_run_predicts_the_same(returned, trained_run, corpus):
 def test_returned_run_can_be_trained_further(returned, tiny, weights, trained_run):
     """What `fit` does before its first update: the folder is taken for the same run, at step 0."""
     setup = prepare_run(tiny(f"weights.text={weights}"), returned)
-    assert setup.folder.begin(setup.data.config, data_record(setup.data))
+    assert setup.folder.begin(setup.data.config, setup.data.record())
     rules, params = setup.system.partition, setup.abstract.params()
     shardings = meshes.shardings(setup.abstract, rules, setup.mesh, params=params)
     state, memory, stream = resume(setup, setup.folder.checkpoints(), shardings)

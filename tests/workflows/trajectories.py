@@ -20,7 +20,6 @@ from jaxvsa.data.pipeline import iterate
 from jaxvsa.evaluation.evaluator import run as evaluate
 from jaxvsa.training.step import make_step
 from jaxvsa.workflows import fit as fitting
-from jaxvsa.workflows import score as scoring
 
 UPDATES = 3
 EVAL_BATCH = 16
@@ -33,6 +32,7 @@ def trajectory(
     *more: str,
     predict: bool = True,
     spec: str = "configs/vccsa.py:tiny",
+    task: str = "classify",
 ) -> dict[str, np.ndarray]:
     """Losses of some updates, the gradient of the first, and at last predictions of dev."""
     given = (f"--config.data.root={root}", "--config.data.shapes=1", *more)
@@ -42,7 +42,7 @@ def trajectory(
         setup.abstract, system.partition, mesh, params=setup.abstract.params()
     )
     state = fitting.first_state(setup, placed)
-    tables = scoring.place_tables(system, data.batching, data.features, mesh)
+    tables = meshes.put_whole(data.tables(system), mesh)
     step = make_step(system, setup.tx, mesh, setup.mesh_options.step, placed)
     state, terms = step(state, tables, setup.stream[0])
     losses = [terms["loss"].compute()]
@@ -54,9 +54,9 @@ def trajectory(
     scale = 1 - data.config["optim"]["beta1"]
     found = {path: leaf / scale for path, leaf in moments.items() if "/mu/" in path}
     if predict:
-        dev = data.batching.in_order(data.examples("dev"), EVAL_BATCH, meshes.local_shards(mesh))
+        dev = data.in_order("dev", EVAL_BATCH, mesh)
         params = jax.device_get(state.params())
-        probs, _ = evaluate(system, system.tasks["classify"], params, tables, iterate(dev), mesh)
+        probs, _ = evaluate(system, system.tasks[task], params, tables, iterate(dev), mesh)
         found |= {f"probability/{task}": rows for task, rows in probs.items()}
     return {name: np.asarray(leaf) for name, leaf in found.items()} | {"loss": np.array(losses)}
 
