@@ -1,4 +1,4 @@
-"""Video sentiment and affect systems in JAX: train, evaluate and reproduce them.
+"""Video sentiment, intent and reward models in JAX: train, evaluate and reproduce them.
 
     rows = jaxvsa.fit("vccsa:demo", "runs/demo")
     model = jaxvsa.load("runs/demo")
@@ -17,7 +17,7 @@ from jaxvsa.core.errors import UserError
 
 if TYPE_CHECKING:
     from jaxvsa.evaluation.tables import Row
-    from jaxvsa.workflows import predict_answers
+    from jaxvsa.workflows import predict_answers, predict_rewards
     from jaxvsa.workflows.predict import Model
 
 __version__ = "0.1.0"
@@ -46,11 +46,13 @@ def fit(config: str, run: str | Path, overrides: Mapping[str, Any] | None = None
     return fit_all(config, flags, Path(run), Console(highlight=False))
 
 
-def load(run: str | Path, step: str | int = "best") -> Model | predict_answers.Model:
+def load(
+    run: str | Path, step: str | int = "best"
+) -> Model | predict_answers.Model | predict_rewards.Model:
     """The model of a run.
 
     One of comments has `predict(rows, features)`, which gives the rows of predictions.jsonl; one of
-    questions `answer(questions, clips)`.
+    questions `answer(questions, clips)`, one of rewards `reward(rows, features, text_encoder)`.
 
     Args:
         run: the run directory; its training data is not needed.

@@ -186,13 +186,7 @@ def reward_rows(
     dev eps is 0. A reward that is nan predicts None.
     """
     dev, difference_b = dev or DevFit(), difference(reward_bv)
-    with np.errstate(invalid="ignore"):  # of nan, which becomes None
-        if log_k_b is None:
-            logit_b = difference_b / (dev.temperature or 1.0)
-            shares = {"p_a": np.exp(-np.logaddexp(0, -logit_b))}
-        else:
-            share_cb = np.exp(tie_log_probs(difference_b, log_k_b)).T
-            shares = dict(zip(("p_a", "p_b", "p_tie"), share_cb, strict=True))
+    shares = answer_shares(difference_b, log_k_b, dev.temperature or 1.0)
     sign_b = np.where(np.abs(difference_b) <= (dev.eps or 0.0), 0, np.sign(difference_b))
     columns = {
         "pair_id": pairs.pair_id,
@@ -209,6 +203,23 @@ def reward_rows(
         "predicted": [NAMES.get(sign) for sign in sign_b.tolist()],
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def answer_shares(
+    difference_b: np.ndarray, log_k_b: np.ndarray | None, temperature: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Probabilities of the answers, (b,) each: "p_a" alone, or with `log_k_b` also "p_b", "p_tie".
+
+    Args:
+        difference_b: reward of A minus reward of B.
+        log_k_b: of a model of ties, whose probabilities are taken as they are.
+        temperature: what the difference is divided by without ties.
+    """
+    with np.errstate(invalid="ignore"):  # of nan, which stays
+        if log_k_b is None:
+            return {"p_a": np.exp(-np.logaddexp(0, -difference_b / temperature))}
+        share_cb = np.exp(tie_log_probs(difference_b, log_k_b)).T
+        return dict(zip(("p_a", "p_b", "p_tie"), share_cb, strict=True))
 
 
 def _parts(pairs: JudgedPairs) -> Iterator[tuple[str, np.ndarray]]:

@@ -17,7 +17,7 @@ from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.sources.table import read_records, read_row
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
-from jaxvsa.workflows import predict_answers
+from jaxvsa.workflows import predict_answers, predict_rewards
 from jaxvsa.workflows.assemble import KINDS
 from jaxvsa.workflows.comments import Batching
 from jaxvsa.workflows.predict_answers import answer_one, answer_records
@@ -112,8 +112,14 @@ class Model:
         return table
 
 
-def load(run: str | Path, step: str | int = "best") -> Model | predict_answers.Model:
-    """The model of a run: of comments, or of questions.
+MODELS = {"comments": Model, "questions": predict_answers.Model, "pairs": predict_rewards.Model}
+"""What a model reads (`assemble.KINDS`) -> its class."""
+
+
+def load(
+    run: str | Path, step: str | int = "best"
+) -> Model | predict_answers.Model | predict_rewards.Model:
+    """The model of a run: of comments, of questions, or of pairs of videos.
 
     Args:
         run: its folder; the data it was trained on is not needed.
@@ -123,7 +129,7 @@ def load(run: str | Path, step: str | int = "best") -> Model | predict_answers.M
         UserError: see `workflows.runs.read_trained`.
     """
     trained = read_trained(run, step)
-    return (Model if KINDS[trained.system.name] == "comments" else predict_answers.Model)(trained)
+    return MODELS[KINDS[trained.system.name]](trained)  # type: ignore[return-value]
 
 
 def predict_file(
@@ -133,6 +139,7 @@ def predict_file(
     features: str | Path | None = None,
     suffix: str = ".npy",
     step: str | int = "best",
+    text_encoder: str | Path | None = None,
 ) -> int:
     """Predicts the rows of a `.jsonl` or `.csv` file and writes them as JSON lines.
 
@@ -147,7 +154,11 @@ def predict_file(
         raise UserError(f"--out {out} is the input itself; choose another file")
     records = list(read_records(source, allow_empty=True))
     model = load(run, step)
-    if isinstance(model, Model):
+    if isinstance(model, predict_rewards.Model):
+        rows = model.reward_records(records, features, text_encoder, suffix)
+    elif text_encoder is not None:
+        raise UserError(f"--text-encoder {text_encoder}: {run} is no reward model; leave it out")
+    elif isinstance(model, Model):
         rows = model.predict_records(records, features, suffix)
     else:
         rows = answer_records(model, records, features, suffix)
@@ -164,8 +175,8 @@ def predict_one(
         UserError: see `load`; the run labels comments.
     """
     model = load(run, step)
-    if isinstance(model, Model):
-        raise UserError(f"{run} labels comments and answers no questions; use --input FILE")
+    if not isinstance(model, predict_answers.Model):
+        raise UserError(f"{run} is no model that answers questions; use --input FILE")
     return answer_one(model, question, clip)
 
 
