@@ -50,10 +50,12 @@ def to_published(run: str | Path, out: str | Path, step: str | int = "best") -> 
     out = _safetensors(out)
     trained = read_trained(run, step)
     if trained.system.name != "vccsa":
-        raise UserError(
-            f"{run} is a run of {trained.system.name}; its low-rank changes go out with "
-            "python -m jaxvsa.convert adapters"
+        cure = (
+            "its low-rank changes go out with python -m jaxvsa.convert adapters"
+            if trained.system.name == "mtransllama"
+            else "no code with weights of that kind was published"
         )
+        raise UserError(f"{run} is a run of {trained.system.name}; {cure}")
     state = vccsa.to_published(trained.params)
     manifest = trained.manifest
     record = {

@@ -21,7 +21,7 @@ from jaxvsa import evaluate as door
 from jaxvsa.core.config import to_plain
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.pairs import KINDS
-from jaxvsa.workflows import doctor
+from jaxvsa.workflows import doctor, export
 from jaxvsa.workflows.assemble import assemble
 from jaxvsa.workflows.dry_run import dry_run
 from jaxvsa.workflows.evaluate import evaluate
@@ -176,6 +176,13 @@ def test_sizes_before_training(root: Path, tmp_path: Path) -> None:
     found = dry_run(small.config("demo", root), tmp_path / "run", console)
     assert found["parameters that learn"] == 2 * (24 * 8 + 8) + 1
     assert found["frozen parameters"] == 0
+
+
+def test_there_is_no_published_form_of_the_weights(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a run of clevereward; no code with weights of that"):
+        export.to_published(trained, tmp_path / "out.safetensors")
+    with pytest.raises(UserError, match="is a run without a Q-Former"):
+        export.to_adapters(trained, tmp_path / "out")
 
 
 def test_doctor_finds_nothing_wrong(trained: Path, root: Path) -> None:
