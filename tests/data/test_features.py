@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.features import FeatureTable, Manifest, file_name, read_npy_folder
+from jaxvsa.data.features import FeatureTable, Manifest, even_rows, file_name, read_npy_folder
 
 pytestmark = pytest.mark.smoke
 
@@ -174,3 +174,19 @@ def test_manifest_describes_the_table_and_survives_json(folder):
 def test_table_refuses_counts_that_do_not_add_up():
     with pytest.raises(ValueError, match=r"2 videos and 3 counted rows for 4 rows"):
         FeatureTable.from_counts(np.zeros((4, 2), np.float16), np.array([1, 2]), ["a", "b"])
+
+
+def test_even_rows_are_midpoints_of_equal_parts():
+    found = even_rows(np.array([1, 3, 4, 6, 16]), 3)
+    assert found.tolist() == [[0, 0, 0], [0, 1, 2], [0, 2, 3], [1, 3, 5], [2, 8, 13]]
+    assert found.dtype == np.int64
+
+
+def test_cut_videos_keep_even_rows_and_files_have_names_of_their_own(folder):
+    stems = {"x": "c", "y.mp4": "b"}
+    table, report = read_npy_folder(folder, ["x", "y.mp4", "a"], limit=2, stems=stems, even=True)
+    assert list(table.row) == ["a", "x", "y.mp4"] and report["truncated"] == 1
+    np.testing.assert_array_equal(table.of("x"), rows(4, start=90)[[1, 3]])
+    np.testing.assert_array_equal(table.of("y.mp4"), rows(2))
+    with pytest.raises(UserError, match=r"1 of 2 feature files are missing, first: gone\.npy"):
+        read_npy_folder(folder, ["x", "z"], stems={"z": "gone", **stems})

@@ -185,3 +185,85 @@ def test_grouping_keeps_every_example_once_and_makes_batches_alike():
 
 def plan_window(plan):
     return sorted(np.concatenate([plan[step].index_b for step in range(4)]).tolist())
+
+
+STRATA = np.repeat([0, 1, 3], [80, 18, 2])
+
+
+def stratified(power, **changes):
+    return BatchPlan(longest(np.ones(100, int)), 16, strata_b=STRATA, power=power, **changes)
+
+
+def test_power_one_is_the_plain_draw_bit_for_bit():
+    plain = BatchPlan(longest(np.ones(100, int)), 16, seed=7, num_steps=30)
+    same = stratified(1.0, seed=7, num_steps=30)
+    for step in range(30):
+        np.testing.assert_array_equal(same[step].index_b, plain[step].index_b)
+        np.testing.assert_array_equal(same[step].valid_b, plain[step].valid_b)
+
+
+@pytest.mark.parametrize(
+    ("power", "share"),
+    # sqrt of 80, 18, 2 are 8.944, 4.243, 1.414 of 14.601: 61.26, 29.06, 9.69 of 100 rows. Of the
+    # thirds that power 0 gives, the first stratum gets what is left.
+    [(0.5, [61, 29, 0, 10]), (0.0, [34, 33, 0, 33]), (2.0, [95, 5, 0, 0])],
+)
+def test_strata_have_their_share_of_every_epoch(power, share):
+    plan = stratified(power, num_steps=70)
+    assert plan.steps_per_epoch == 7
+    for epoch in (0, 1, 9):
+        found = drawn(plan, epoch)
+        assert len(found) == 100
+        assert np.bincount(STRATA[found], minlength=4).tolist() == share
+
+
+def test_examples_of_a_stratum_are_drawn_equally_often():
+    """61 of 80, 29 of 18 and 10 of 2 an epoch: after any number of them the counts differ by 1."""
+    plan, total = stratified(0.5, num_steps=7 * 40), np.zeros(100, int)
+    members = [np.flatnonzero(number == STRATA) for number in (0, 1, 3)]
+    for epoch in range(40):
+        total += np.bincount(drawn(plan, epoch), minlength=100)
+        assert all(np.ptp(total[of_s]) <= 1 for of_s in members)
+    assert [total[of_s].sum() for of_s in members] == [61 * 40, 29 * 40, 10 * 40]
+
+
+def test_stratified_draws_depend_on_seed_and_step_alone():
+    forward, backward = (stratified(0.5, seed=5, num_steps=40) for _ in range(2))
+    there = [forward[step].index_b.tolist() for step in range(40)]
+    assert there == [backward[step].index_b.tolist() for step in reversed(range(40))][::-1]
+    longer = stratified(0.5, seed=5, num_steps=90)
+    assert there == [longer[step].index_b.tolist() for step in range(40)]
+    assert there != [stratified(0.5, seed=6, num_steps=40)[s].index_b.tolist() for s in range(40)]
+    # Strata are mixed, and rounds of a stratum differ.
+    assert all(len(set(STRATA[index])) > 1 for index in there[:6])
+    assert [i for i in there[0] if i < 80] != [i for i in there[7] if i < 80]
+    # Raw words of Philox, the same in every version of numpy.
+    small = BatchPlan(longest(np.ones(6, int)), 6, strata_b=np.repeat([0, 1], [5, 1]), power=0.0)
+    assert small[0].index_b.tolist() == [1, 0, 2, 5, 5, 5]
+
+
+def test_fixed_order_has_no_strata_and_packed_axes_hold_repeated_examples():
+    order = np.arange(100)[::-1].copy()
+    assert drawn(stratified(0.0, order=order), 0).tolist() == order.tolist()
+    need_b = np.array([50, 1, 1, 1, 1, 1, 1, 1])
+    plan = BatchPlan(
+        {"n": Axis(need_b, True, 1.0)}, 4, strata_b=(need_b < 50).astype(int), power=0.0,
+        num_steps=40,
+    )  # fmt: skip
+    for step in range(40):
+        assert need_b[plan[step].index_b].sum() <= plan[step].sizes["n"] <= 200
+    assert max(plan[step].sizes["n"] for step in range(40)) > 50 + 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"power": -1.0}, UserError, "the power of the strata is -1.0; it must be at least 0"),
+        ({"power": float("nan")}, UserError, "the power of the strata is nan"),
+        ({"strata_b": STRATA[:4]}, ValueError, "4 numbers of strata, from 0, for 5 examples"),
+        ({"strata_b": np.array([0, 0, -1, 0, 0])}, ValueError, "from 0, for 5 examples"),
+    ],
+)
+def test_strata_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        make(**{"power": 0.5, "strata_b": np.zeros(5, int)} | changes)
