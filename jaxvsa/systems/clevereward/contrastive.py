@@ -96,32 +96,24 @@ def _square(
     largest = jnp.sqrt(jnp.max(length_b) * jnp.max(text_length_b)) + jnp.log(jnp.float32(size))
     bounded = largest < _SAFE_EXPONENT
 
-    def whole(quick: bool, *args: jax.Array) -> tuple[jax.Array, ...]:
-        return _dense(gradient, quick, *args)
-
-    def gathered(rung: int, *args: jax.Array) -> tuple[jax.Array, ...]:
-        row_m = jnp.argsort(~args[2], stable=True)[:rung]
-        value, *grads = _dense(gradient, True, *(x[row_m] for x in args))
-        # Rows that were not brought along have no gradient; each place is written once.
-        return value, *(
-            jnp.zeros_like(x).at[row_m].set(g) for x, g in zip(args, grads, strict=False)
-        )
-
-    def on_cpu(*args: jax.Array) -> tuple[jax.Array, ...]:
-        sizes = rungs(size)
-        ways: list[Any] = [functools.partial(gathered, rung) for rung in sizes[:-1]]
-        ways += [functools.partial(whole, True), functools.partial(whole, False)]
+    def among(sizes: tuple[int, ...], *args: jax.Array) -> tuple[jax.Array, ...]:
+        ways: list[Any] = [functools.partial(_gathered, gradient, rung) for rung in sizes[:-1]]
+        ways += [functools.partial(_dense, gradient, quick) for quick in (True, False)]
         which = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(args[2]))
         return jax.lax.switch(jnp.where(bounded, which, len(sizes)), ways, *args)
 
-    def elsewhere(*args: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.lax.cond(
-            bounded, functools.partial(whole, True), functools.partial(whole, False), *args
-        )
-
     return jax.lax.platform_dependent(
-        video_bd, text_bd, keep_b, question_b, cpu=on_cpu, default=elsewhere
-    )
+        video_bd, text_bd, keep_b, question_b,
+        cpu=functools.partial(among, rungs(size)), default=functools.partial(among, (size,)),
+    )  # fmt: skip
+
+
+def _gathered(gradient: bool, rung: int, *args: jax.Array) -> tuple[jax.Array, ...]:
+    """`_dense` over `rung` rows, all kept ones among them."""
+    row_m = jnp.argsort(~args[2], stable=True)[:rung]
+    value, *grads = _dense(gradient, True, *(x[row_m] for x in args))
+    # Rows that were not brought along have no gradient; each place is written once.
+    return value, *(jnp.zeros_like(x).at[row_m].set(g) for x, g in zip(args, grads, strict=False))
 
 
 def _dense(
