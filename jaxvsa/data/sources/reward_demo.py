@@ -347,7 +347,9 @@ def _words(rng: np.random.Generator, num: int) -> list[str]:
 
 def random_prompts(rng: np.random.Generator, num: int) -> list[str]:
     """Prompts of 6 to 20 out of 4,000 words, none near another."""
-    return _sentences(rng, _words(rng, 4000), num)
+    words = _words(rng, 4000)
+    lengths = rng.integers(6, 21, num).tolist()
+    return [" ".join(words[n] for n in rng.integers(len(words), size=size)) for size in lengths]
 
 
 def _sentences(rng: np.random.Generator, words: list[str], num: int) -> list[str]:
