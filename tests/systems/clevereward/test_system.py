@@ -98,6 +98,22 @@ def test_tie_counts_where_it_is_learned_from(name: str) -> None:
         same(got, want)
 
 
+@pytest.mark.parametrize("name", ["bt", "mse"])
+def test_source_weight_multiplies_the_weights_of_its_rows(name: str) -> None:
+    model, loss = CASES[name]
+    _, system = arrays.small(model, **loss)
+    _, weighted = arrays.small(model, **loss, source_weights=("two=0.25",))
+    batch = arrays.random_batch(12)
+    params = arrays.random_params(system, batch)
+    by_hand = {**batch, "weight_b": batch["weight_b"] * np.float32([1, 0.25])[batch["source_b"]]}
+    got, want = weighted.loss(params, batch, None), system.loss(params, by_hand, None)
+    for got_term, want_term in zip(got.values(), want.values(), strict=True):
+        np.testing.assert_allclose(got_term.total, want_term.total, rtol=1e-6)
+        np.testing.assert_allclose(got_term.weight, want_term.weight, rtol=1e-6)
+    plain = system.loss(params, batch, None)["pref_loss"]
+    assert abs(float(got["pref_loss"].weight) - float(plain.weight)) > 0.1
+
+
 def test_tie_has_no_part_in_the_contrastive_term_either() -> None:
     _, system = arrays.small(negatives="inbatch")
     batch = arrays.random_batch(12)
