@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxvsa.core.files import write_atomic
 from jaxvsa.evaluation.pairs import TASK, DevFit, JudgedPairs, difference, model_logit
-from jaxvsa.evaluation.tables import Row, figure_table, print_table
+from jaxvsa.evaluation.tables import Row, print_figures
 from jaxvsa.metrics.calibration import reliability
 
 _ACCURACIES = {
@@ -41,16 +41,17 @@ def render_pairs(rows: Sequence[Row], splits: Sequence[str], console: Console) -
     for split in splits:
         prefix = f"{split}/{TASK}"
         known = {name for row in rows for name in row.values}
-        columns = {f"{prefix}/{name}": heading for name, heading in _ACCURACIES.items()}
-        columns |= {f"{prefix}/{name}": heading for name, (heading, _) in _PLAIN.items()}
-        columns[f"{prefix}/ece"] = "ECE"
         sources = _names(rows[0].values, split, "source")
-        if len(sources) > 1:
-            columns |= {f"{split}/source {name}/without_ties": name for name in sources}
-        columns = {name: heading for name, heading in columns.items() if name in known}
+        groups = [
+            {f"{prefix}/{name}": heading for name, heading in _ACCURACIES.items()},
+            {f"{prefix}/{name}": heading for name, (heading, _) in _PLAIN.items()}
+            | {f"{prefix}/ece": "ECE"},
+            {f"{split}/source {name}/without_ties": name for name in sources if len(sources) > 1},
+        ]
+        groups = [{name: group[name] for name in group if name in known} for group in groups]
         plain = {f"{prefix}/{name}": decimals for name, (_, decimals) in _PLAIN.items()}
         title = f"{split}: pairs (%; log-loss in nats; sources without ties)"
-        print_table(figure_table(title, rows, columns, plain), console)
+        print_figures(title, rows, groups, console, plain)
         _print_parts(rows[0], split, console)
 
 
@@ -101,7 +102,7 @@ def _print_parts(row: Row, split: str, console: Console) -> None:
         for start in [f"{split}/{part} {name}"]
     ]  # fmt: skip
     title = f"{split}: parts of {row.name} (%; gap in deviations of the scores)"
-    print_table(figure_table(title, parts, columns, {"num_decided": 0}), console)
+    print_figures(title, parts, [columns], console, {"num_decided": 0})
 
 
 def _names(values: Mapping[str, float], split: str, part: str) -> list[str]:

@@ -99,6 +99,39 @@ def figure_table(
     return table
 
 
+def print_figures(
+    title: str,
+    rows: Sequence[Row],
+    groups: Sequence[Mapping[str, str]],
+    console: Console,
+    plain: Mapping[str, int] | None = None,
+) -> None:
+    """Print `figure_table` of all groups of columns, or as many tables as the terminal needs.
+
+    Where they do not fit side by side, each group has a table of its own, and one that does not fit
+    by itself is halved until it does.
+
+    Args:
+        title: above each table.
+        rows: in the order of printing.
+        groups: columns, as for `figure_table`; empty groups are left out.
+        console: where to print.
+        plain: as for `figure_table`.
+    """
+    groups = [group for group in groups if group]
+    columns = {name: heading for group in groups for name, heading in group.items()}
+    table = figure_table(title, rows, columns, plain)
+    if len(columns) <= 1 or _fits(table, console):
+        print_table(table, console)
+        return
+    if len(groups) == 1:
+        items = list(columns.items())
+        half = -(-len(items) // 2)
+        groups = [dict(items[:half]), dict(items[half:])]
+    for group in groups:
+        print_figures(title, rows, [group], console, plain)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table; without a terminal the width is whatever it needs."""
     width = console.width

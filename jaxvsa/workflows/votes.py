@@ -18,7 +18,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import write_atomic, write_json
 from jaxvsa.data.verdicts import read_verdicts
 from jaxvsa.data.votes import PersonVotes, read_person_votes
-from jaxvsa.evaluation.tables import Row, figure_table, print_table
+from jaxvsa.evaluation.tables import Row, print_figures
 from jaxvsa.evaluation.verdicts import (
     FIGURES,
     Thresholds,
@@ -261,21 +261,21 @@ def _print(
     cluster = people.column("cluster")
     known = {name for row in rows for name in row.values}
     columns = {name: heading for name, heading in FIGURES.items() if name in known}
-    print_table(figure_table("Agreement with people (%)", rows, columns), console)
+    print_figures("Agreement with people (%)", rows, [columns], console)
     ends = {
         f"{name}/{end}": f"{heading}\n{word}"
         for name, heading in columns.items()
         for end, word in (("low", "from"), ("high", "to"))
         if any(f"{name}/{end}" in row.values for row in rows)
     }
-    print_table(figure_table("95 % intervals (bootstrap over prompts)", rows, ends), console)
+    print_figures("95 % intervals (bootstrap over prompts)", rows, [ends], console)
     parts = [
         Row(f"{verdict.name}: {part} {name}", *verdict.figures(cluster, at_b))
         for verdict in verdicts
         for part, name, at_b in _parts(people)
     ]
     if parts:
-        print_table(figure_table("Parts (%)", parts, columns), console)
+        print_figures("Parts (%)", parts, [columns], console)
     for verdict in verdicts:
         for line in verdict.notes():
             console.print(f"{verdict.name}: {line}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxvsa.evaluation.evaluator import flat_metrics
-from jaxvsa.evaluation.tables import Row, render, save_confusion
+from jaxvsa.evaluation.tables import Row, print_figures, render, save_confusion
 from jaxvsa.metrics.confusion import Confusion
 
 pytestmark = pytest.mark.smoke
@@ -122,3 +122,16 @@ def test_save_confusion_refuses_names_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError):
         save_confusion(tmp_path / "a.csv", tmp_path / "a.png", OPINION, ("one",), "title")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("width", "tables"), [(200, 1), (80, 2), (40, 5)])
+def test_columns_that_do_not_fit_go_into_tables_of_their_own(width, tables):
+    groups = [{f"a{i}": f"first {i}" for i in range(4)}, {"b": "second"}]
+    values = {name: 0.25 for group in groups for name in group}
+    rows = [Row("a model with a name", values, dict.fromkeys(values, 0.01))]
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    print_figures("figures", rows, groups, console)
+    printed = file.getvalue()
+    assert printed.count("a model with a name") == tables
+    assert printed.count("25.00 ±1.00") == 5 and "…" not in printed

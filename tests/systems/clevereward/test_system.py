@@ -211,7 +211,7 @@ def test_four_devices_compute_what_one_does(name: str) -> None:
             )
 
 
-def test_contrastive_term_refuses_accumulation_and_pmap_would_be_wrong() -> None:
+def test_contrastive_term_refuses_accumulation() -> None:
     _, system = arrays.small(negatives="inbatch")
     batch = arrays.random_batch(8)
     micro = {field: column.reshape(2, 4, *column.shape[1:]) for field, column in batch.items()}
