@@ -82,6 +82,7 @@ def test_pipeline_resident_and_streamed(tmp_path: Path) -> None:
     assert 0 <= record["streamed"]["share_of_rows_that_are_padding"] < 0.9
 
 
+@pytest.mark.slow
 def test_scaling_of_a_step(tmp_path: Path) -> None:
     record = run("bench_scaling", tmp_path)
     assert set(record["curves"]) == {"batch", "text_length", "frames"}

@@ -61,6 +61,7 @@ def test_visual_tokens_in_the_language_model(tmp_path: Path) -> None:
     assert row["concat"]["prefill_gflop"] == pytest.approx(flops / 1e9, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("llm,parts", [("none", {"forward", "step"}), ("small", {"generate"})])
 def test_both_sides_do_the_same_work(llm: str, parts: set[str], tmp_path: Path) -> None:

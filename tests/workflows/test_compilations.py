@@ -31,6 +31,7 @@ def lowered() -> Iterator[collections.Counter[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_training_with_evaluations_compiles_no_more_than_its_shapes(
     root: Path,
     tmp_path: Path,

@@ -27,7 +27,7 @@ from jaxvsa.core.integrity import CheckpointDamaged, Records
 from jaxvsa.train import main
 from jaxvsa.training.loop import Loop
 from jaxvsa.workflows import fit as fitting
-from jaxvsa.workflows import report, setup
+from jaxvsa.workflows import labelled, setup
 from jaxvsa.workflows.runs import choose_step, read_trained
 
 SMALLER = "--config.model.variant=video"  # a model that is traced in half the time
@@ -109,7 +109,7 @@ def test_sigterm_outside_of_updates_loses_nothing(
     where, name, expected = {
         "evaluation": (fitting, "run", [2, 4]),
         "saving": (Checkpoints, "save", [2, 3]),  # a second signal comes while 3 is saved
-        "report": (report.scoring, "score", [4, 6]),
+        "report": (labelled.scoring, "score", [4, 6]),
     }[place]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         before(patch, where, name, terminate)
@@ -200,6 +200,7 @@ Loop._dispatch = dispatch
 """
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both(
     root: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.files import read_jsonl
 from jaxvsa.workflows.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 MORE = (
     "--config.train.log_every=1",
     "--config.train.steps=8",

@@ -137,7 +137,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "rectangles")) for name in LAYOUTS],
+)
 def test_layout_does_not_change_losses_and_gradients_under_dropout(layout: str) -> None:
     with jax.enable_x64(True):
         assert_close(gradients_of(begin(), load(**LAYOUTS[layout])), wanted())
@@ -150,7 +153,11 @@ def test_order_of_the_rows_does_not_change_losses_and_gradients_under_dropout() 
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "sizes"), [(2, {"n": 96, "m": 51}), (4, {"n": 64, "m": 28})]
+    ("accumulate", "sizes"),
+    [
+        pytest.param(2, {"n": 96, "m": 51}, marks=pytest.mark.slow),
+        pytest.param(4, {"n": 64, "m": 28}),
+    ],
 )
 def test_accumulation_does_not_change_an_update_under_dropout(
     accumulate: int, sizes: dict[str, int]
