@@ -213,6 +213,8 @@ def read_objects(path: str | Path) -> Iterator[RewardRow]:
     raw = read_lines(path)
     if raw[0].lstrip().startswith("["):
         rows = parse_json("\n".join(raw).encode(), path)
+        if not rows:
+            raise UserError(f"{path} is empty; give a file with rows")
         for number, row in enumerate(rows):
             yield _object(row, f"{path}: row {number}")
         return

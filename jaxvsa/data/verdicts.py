@@ -14,7 +14,7 @@ from jaxvsa.data.prompts import prompt_key
 from jaxvsa.data.scored import DIMENSIONS, RewardRow, dimension_of, is_dimension
 from jaxvsa.data.votes import BOTH_BAD, BOTH_GOOD, LEFT, RIGHT, PersonVote, PersonVotes, read_rows
 
-SCORE, VOTE = ("score",), ("vote", "model_vote")
+SCORE, VOTE = ("score", "reward"), ("vote", "model_vote")
 VIDEO = ("video", "video_id", "path")
 SIDES = (
     ("left", "right"), ("left_video", "right_video"), ("video_a", "video_b"), ("path_A", "path_B"),
@@ -71,10 +71,10 @@ class Votes:
 def read_verdicts(path: str | Path, votes: PersonVotes, missing: str = "error") -> Scores | Votes:
     """Reads a model's outputs on the voted pairs, CSV or JSON lines; columns tell which.
 
-    Scores: `score`, `video`, and if they depend on it `dimension` and `prompt`. Votes: `vote` (or
-    `model_vote`), and of which pair: `pair_id`; or `idx`, the row of the votes from 0; or `left`
-    and `right`, in any order, if need be with `dimension` and `prompt`; without any of these the
-    rows are those of the votes, in order.
+    Scores: `score` (or `reward`, as `predict` writes it), `video`, and if they depend on it
+    `dimension` and `prompt`. Votes: `vote` (or `model_vote`), and of which pair: `pair_id`; or
+    `idx`, the row of the votes from 0; or `left` and `right`, in any order, if need be with
+    `dimension` and `prompt`; without any of these the rows are those of the votes, in order.
 
     Args:
         path: the file.
@@ -98,13 +98,18 @@ def read_verdicts(path: str | Path, votes: PersonVotes, missing: str = "error") 
         what = "no column 'score' or 'vote'" if score is None else "both 'score' and 'vote'"
         raise UserError(f"{first.where}: {what}{hint}; found {', '.join(first.values)}")
     if score is not None:
-        return _read_scores(path, rows, first, votes, missing)
+        return _read_scores(path, rows, first, score, votes, missing)
     assert vote is not None
     return _read_votes(path, list(rows), vote, votes, missing)
 
 
 def _read_scores(
-    path: Path, rows: Iterator[RewardRow], first: RewardRow, votes: PersonVotes, missing: str
+    path: Path,
+    rows: Iterator[RewardRow],
+    first: RewardRow,
+    score: str,
+    votes: PersonVotes,
+    missing: str,
 ) -> Scores:
     column = _one_of(first, VIDEO)
     if column is None:
@@ -116,7 +121,7 @@ def _read_scores(
     found: dict[_Key, tuple[float, str]] = {}
     unused = 0
     for row in rows:
-        name, value = row.text(column).strip(), row.real("score")
+        name, value = row.text(column).strip(), row.real(score)
         dimension = _dimension(row) if with_dimension else ""
         prompt = prompt_key(row.text("prompt")) if with_prompt else ""
         video = _video(row, name, votes)

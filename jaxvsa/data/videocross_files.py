@@ -147,12 +147,16 @@ def open_videocross(root: str | Path) -> OpenVideoCross:
     """Reads a folder that `write_videocross` wrote; its features when they are asked for.
 
     Raises:
-        UserError: no such folder, or another format; a file or field is missing or wrong; a group
-            of prompts or a video in two splits.
+        UserError: no such folder, or another format; a file or field is missing or wrong; other
+            numbers of pairs or videos than the card's; a group of prompts or a video in two splits.
     """
     root = Path(root)
     if not (root / "card.json").is_file():
-        raise UserError(f"{root} is no VideoCross: run python -m jaxvsa.prepare videocross --help")
+        why = "it has no card.json" if root.is_dir() else "there is no such folder"
+        raise UserError(
+            f"{root} is no VideoCross: {why}; check the path, or write it with python -m "
+            "jaxvsa.prepare videocross"
+        )
     card = read_json(root / "card.json", "the data card")
     if not isinstance(card, dict) or card.pop("format", None) != FORMAT:
         raise UserError(f"{root}/card.json: not of format {FORMAT}; prepare again")
@@ -160,6 +164,12 @@ def open_videocross(root: str | Path) -> OpenVideoCross:
     videos = [_read_video(row) for row in read_objects(root / "videos.jsonl")]
     reader = _Reader({video.video_id: g for g, video in enumerate(videos)})
     rows = [reader.row(row) for row in read_objects(root / "pairs.jsonl")]
+    for name, count in (("videos", len(videos)), ("pairs", len(rows))):
+        if card.get(name) != count:
+            raise UserError(
+                f"{root}/{name}.jsonl has {count:,} rows, but card.json counts {card.get(name)}; "
+                "the file is cut or was changed: prepare again"
+            )
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     names = list(Pairs.__dataclass_fields__)
     pairs = Pairs.of(len(rows), **dict(zip(names, columns, strict=True)))

@@ -121,13 +121,14 @@ def _chance(pairs: Mapping[str, JudgedPairs], splits: Sequence[str]) -> dict[str
     """Expected figures of rewards drawn at random."""
     values = {}
     for split in splits:
-        for name in ("without_ties", "log_loss", "log_loss_raw"):
+        decided_b = np.asarray(pairs[split].answer_b) != 0
+        for name in ("without_ties", "log_loss", "log_loss_raw") if decided_b.any() else ():
             values[f"{split}/{TASK}/{name}"] = math.log(2) if "loss" in name else 0.5
-        ties = float(np.mean(np.asarray(pairs[split].answer_b) == 0))
+        ties = float(np.mean(~decided_b))
         if "dev" in pairs and len(pairs["dev"]):
             dev = float(np.mean(np.asarray(pairs["dev"].answer_b) == 0))
             share = ties if dev > (1 - dev) / 2 else (1 - ties) / 2
             values[f"{split}/{TASK}/with_ties"] = share
-        for source in sorted(set(pairs[split].source)):
+        for source in sorted(set(np.asarray(pairs[split].source, np.str_)[decided_b].tolist())):
             values[f"{split}/source {source}/without_ties"] = 0.5
     return values

@@ -40,13 +40,14 @@ def fit_all(spec: str, overrides: Sequence[str], run: Path, console: Console) ->
         UserError: as `fit`.
     """
     config = load_config(spec, overrides)
-    others = tuple(config.get("beside", ()))
+    name = spec.partition(":")[0]
+    others = {  # all are read first: a misspelt name is no news after hours of training
+        variant: load_config(f"{name}:{variant}", overrides) for variant in config.get("beside", ())
+    }
     rows = fit_folds(config, run, console, alone=not others)
     if not others:
         return rows
-    name = spec.partition(":")[0]
-    for place, variant in enumerate(others, 1):
-        other = load_config(f"{name}:{variant}", overrides)
+    for place, (variant, other) in enumerate(others.items(), 1):
         _share(other, config, run)
         console.print(f"beside it, {variant}:", markup=False)
         first, *_ = fit_folds(other, run / variant, console, alone=False)

@@ -208,13 +208,28 @@ def _comments(data: Path) -> str:
 
 
 def _pairs(data: Path) -> str:
-    """The files of a VideoCross can be read, and share nothing between splits."""
+    """The files of a VideoCross can be read, and share nothing between splits.
+
+    Reading features compares the records with the digests in card.json.
+    """
     cross = open_videocross(data)
+    tables = (
+        ("videos", cross.features(), [video.video_id for video in cross.videos]),
+        ("questions", cross.question_features(), cross.questions),
+    )
+    stored = []
+    for noun, table, names in tables:
+        if table is not None:
+            table.rows(names, noun)
+        stored.append(f"{noun} {'none' if table is None else f'{table.width} wide'}")
     leaks = {name: count for name, count in count_leaks(data).items() if count}
     if leaks:
         found = ", ".join(f"{count:,} {name}" for name, count in leaks.items())
         raise UserError(f"{data}: splits share {found}; prepare again")
-    return f"{len(cross.pairs):,} of {len(cross.videos):,} videos; no leak between splits"
+    return (
+        f"{len(cross.pairs):,} of {len(cross.videos):,} videos; no leak between splits; "
+        f"features: {', '.join(stored)}"
+    )
 
 
 def _features(data: Path) -> str:

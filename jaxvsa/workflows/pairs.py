@@ -231,7 +231,27 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
         cross.sources, videos.width, videos.dtype, questions.width, questions.dtype,
         *score_stats(cross),
     )  # fmt: skip
-    return dataclasses.replace(bare, facts=facts)
+    data = dataclasses.replace(bare, facts=facts)
+    _check_lessons(data)
+    return data
+
+
+def _check_lessons(data: Assembled) -> None:
+    """Refuses train pairs of which the loss uses none: the run would end as it began."""
+    if "train" not in data.splits:
+        return
+    kind, examples = data.config["loss"]["kind"], data.examples("train")
+    if kind == "mse" and not np.isfinite(examples.score_nv).any():
+        raise UserError(
+            f"{data.root}: no train pair has scores, from which config.loss.kind 'mse' learns; add "
+            "a scored --source, or take a variant that learns from pairs"
+        )
+    answer_n = data.cross.pairs.answer_n[examples.row_n]
+    if kind not in ("mse", "btt") and not answer_n.any():
+        raise UserError(
+            f"{data.root}: all {len(examples):,} train pairs are ties, from which config.loss.kind "
+            f"'{kind}' learns nothing; add decided pairs, or set it to 'btt'"
+        )
 
 
 def open_features(root: Path) -> OpenVideoCross:

@@ -25,6 +25,7 @@ from jaxvsa.workflows.question_features import Kept, QuestionEncoder, encode_que
 from jaxvsa.workflows.ranked import TASK
 from jaxvsa.workflows.runs import Trained
 from jaxvsa.workflows.score import batch_size
+from jaxvsa.workflows.videocross_features import most_rows
 
 _ENCODER = re.compile(r".*, (mean|each) of (\d+) tokens at most")
 
@@ -113,8 +114,9 @@ class Model:
         if folder is None:
             raise UserError(f"the model was trained on {kind}; name their folder with --features")
         table, _ = read_npy_folder(
-            folder, names, suffix, dtype=manifest.dtype, width=manifest.width
-        )
+            folder, names, suffix, most_rows(manifest.encoder), dtype=manifest.dtype,
+            width=manifest.width, even=True,
+        )  # fmt: skip
         return mean_table(table) if self.config["model"]["pool_video"] == "mean" else table
 
     def _questions(self, texts: Sequence[str], folder: str | Path | None) -> FeatureTable:
@@ -148,7 +150,9 @@ def _read(where: str, row: Mapping[str, Any], number: int, head: str) -> dict[st
     one = bool(row.get("video"))
     names = ("video",) if one else ("video_a", "video_b")
     for name in names:
-        if not isinstance(row.get(name), str) or not row[name]:
+        if row.get(name) and not isinstance(row[name], str):
+            raise UserError(f"{where}: '{name}' is {row[name]!r}, no text; write it as a name")
+        if not row.get(name):
             raise UserError(
                 f"{where}: no column '{name}'{nearest(name, row)}; give video, or video_a and "
                 "video_b"

@@ -130,7 +130,8 @@ class Ranked:
         """Each split by name; thresholds and temperature are those of dev, if there is one."""
         for split in splits:
             if split not in self.splits:
-                raise UserError(f"{self.root}: the split '{split}' has no pairs")
+                known = ", ".join(self.splits)
+                raise UserError(f"{self.root}: the split '{split}' has no pairs; known: {known}")
         task, found, dev = system.tasks[TASK], {}, DevFit()
         needed = {"dev", *splits} if "dev" in self.splits else set(splits)
         for split in sorted(needed, key=("dev", "train", "test").index):

@@ -34,7 +34,11 @@ SOURCES = """sources (--source NAME=FILE, again for each file):
   genai          GenAI-Bench votes, JSON or JSON lines, for test alone
   scored         own videos, a JSON line each: video_id, source, prompt, scores, score_range
   pairs          own pairs, a JSON line each: dimension, source, prompt_a, prompt_b, video_a,
-                 video_b, answer (A, B or tie)"""
+                 video_b, answer (A, B or tie)
+
+feature files below --features, without the extension of a video:
+  t2vqa/FILE.npy, genai/MODEL/FILE.npy, videoalign/PATH.npy; of videofeedback ID.npy; of own
+  videos FEATURE_KEY.npy, or VIDEO_ID.npy without one"""
 
 # name -> reader of (file, what to do with unknown dimensions)
 READERS: dict[str, Callable[[str, str], RewardRows]] = {
@@ -94,6 +98,14 @@ def run_videocross(args: Mapping[str, Any], console: Console) -> int:
         UserError: everything that the readers and `build` refuse; `--out` is in use.
     """
     if args["check"] is not None:
+        others = {
+            "videocross": "--source",
+            "features": "--features",
+            "text_encoder": "--text-encoder",
+        }
+        for name, flag in others.items():
+            if args[name]:
+                raise UserError(f"{flag} goes with --out; --check reads the folder alone")
         return check(args["check"], console)
     out = args["out"]
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):  # before minutes of work

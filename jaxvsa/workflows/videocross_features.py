@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ _DEFAULTS = {
 def add_features(parser: argparse.ArgumentParser) -> None:
     """The flags, all optional; one that is not given is None."""
     add = parser.add_argument_group("features, stored in the folder").add_argument
-    add("--features", type=Path, metavar="DIR", help="of videos: a .npy file (rows, width) each")
+    add("--features", type=Path, metavar="DIR",
+        help="of videos: a .npy file (rows, width) each, see below")  # fmt: skip
     add("--encoder", help="name of the network that they come from")
     add("--suffix", help="end of the files' names (.npy)")
     add("--missing", choices=("error", "drop"), help="on videos without a file (error)")
@@ -106,7 +108,7 @@ class Given:
             self.features, videos, self.suffix, self.rows, dtype=self.dtype, stems=_stems(parts),
             even=True,
         )  # fmt: skip
-        return kept, (table, table.describe(self.encoder))
+        return kept, (table, table.describe(name_rows(self.encoder, self.rows)))
 
     def open_encoder(self) -> Any:
         """The `QuestionEncoder`, None without.
@@ -139,6 +141,17 @@ class Given:
         return dataclasses.replace(cross, card=card), (table, manifest)
 
 
+def name_rows(encoder: str, rows: int | None) -> str:
+    """What features are made by, if at most `rows` rows of a video were kept."""
+    return encoder if rows is None else f"{encoder}, {rows} rows at most"
+
+
+def most_rows(name: str) -> int | None:
+    """The limit that `name_rows` wrote into a name; None without one."""
+    found = re.fullmatch(r".*, (\d+) rows at most", name)
+    return int(found[1]) if found else None
+
+
 def with_features(
     parts: Sequence[RewardRows], folder: Path, suffix: str = ".npy", missing: str = "error"
 ) -> list[RewardRows]:
@@ -157,14 +170,15 @@ def with_features(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --features is the folder of feature files")
     stems = _stems(parts)
-    known = {
-        name for name, stem in stems.items() if os.path.isfile(folder / file_name(stem, suffix))
-    }
+    files = {name: file_name(stem, suffix) for name, stem in stems.items()}
+    known = {name for name, file in files.items() if os.path.isfile(folder / file)}
     absent = sorted(stems.keys() - known)
     if absent and (missing == "error" or not known):
+        cure = "extract them, or leave them out with --missing drop"
         raise UserError(
             f"{folder}: {len(absent)} of {len(stems)} videos have no feature file, first: "
-            f"{absent[:5]}; extract them, or leave them out with --missing drop"
+            f"{', '.join(files[name] for name in absent[:5])}; "
+            f"{cure if known else 'check --features and --suffix'}"
         )
     found = []
     for part in parts:

@@ -349,7 +349,7 @@ def test_builder_leaves_no_planted_leak(tmp_path):
 
 def test_opening_refuses_what_is_damaged(tmp_path):
     root = tmp_path / "out"
-    with pytest.raises(UserError, match="is no VideoCross"):
+    with pytest.raises(UserError, match="is no VideoCross: there is no such folder"):
         open_videocross(root)
     write_videocross(root, build(random_rows()))
     lines = (root / "pairs.jsonl").read_text().splitlines(keepends=True)
@@ -361,6 +361,9 @@ def test_opening_refuses_what_is_damaged(tmp_path):
         with pytest.raises(UserError, match=message):
             open_videocross(root)
 
+    (root / "pairs.jsonl").write_text("".join(lines[:-1]))  # cut behind a whole line
+    with pytest.raises(UserError, match=r"pairs.jsonl has .* rows, but card.json counts"):
+        open_videocross(root)
     refused(
         r"pairs.jsonl:\d+: a pair of train, but its (video|group) .* is in test too", split="test"
     )

@@ -239,6 +239,11 @@ def _cells(text: str, start: str) -> list[str]:
     return line.strip().removeprefix(start).split()
 
 
+def test_chance_has_no_accuracy_where_nothing_is_decided():
+    random = pair_baselines({"test": _pairs([0, 0])}, ["test"])[0]
+    assert random.name == "random" and not random.values
+
+
 def test_tables_show_models_baselines_and_parts():
     pairs = _pairs(ANSWER, source=["x", "x", "y", "x", "y", "y"], kind=["native"] * 6)
     values, errors = measure_pairs(pairs, _rewards(DIFFERENCE), "test", DevFit(0.2, 2.0))

@@ -14,6 +14,7 @@ from workflows import small_questions as small
 from workflows.small_runs import run_as_user
 
 from jaxvsa.core.config import load_config
+from jaxvsa.core.errors import UserError
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.evaluation.tables import Row
 from jaxvsa.workflows.compare import find_folds, fit_all, fit_folds, mean_row
@@ -51,6 +52,14 @@ def test_name_of_a_family_stands_for_its_folds(text_root: Path) -> None:
     assert folds_of(text_root, "own_1") == folds_of(text_root, "other") == []
     assert folds_of(text_root, "ow") == folds_of(text_root, "own.") == []
     assert folds_of(Path("nowhere"), "own") == folds_of(Path(""), "own") == []
+
+
+def test_unknown_variant_is_found_before_any_training(text_root: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "text.py")
+    given = [f"--config.{one}" for one in (f"data.root={text_root}", *SHORT, "beside=('nope',)")]
+    with pytest.raises(UserError, match="unknown variant 'nope'"):
+        fit_all(spec, given, tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from jaxvsa.workflows.assemble import assemble
 from jaxvsa.workflows.dry_run import dry_run
 from jaxvsa.workflows.evaluate import evaluate
 from jaxvsa.workflows.pairs import Assembled
+from jaxvsa.workflows.rewards_demo import Sizes, write_rewards
 from jaxvsa.workflows.runs import read_trained
 
 
@@ -193,6 +194,21 @@ def test_doctor_finds_nothing_wrong(trained: Path, root: Path) -> None:
     assert "no leak between splits" in findings["pairs"].text
 
 
+def test_doctor_reads_the_features(root: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(root, damaged)
+    record = next(path for path in (damaged / "videos").rglob("*array_record*") if path.is_file())
+    data = bytearray(record.read_bytes())
+    data[len(data) // 2] ^= 255
+    record.write_bytes(data)
+    findings = {one.name: one for one in doctor.examine(data=damaged)}
+    assert not findings["pairs"].ok and "\n" not in findings["pairs"].text
+    shutil.rmtree(damaged / "questions")
+    shutil.rmtree(damaged / "videos")
+    findings = {one.name: one for one in doctor.examine(data=damaged)}
+    assert not findings["pairs"].ok
+
+
 @pytest.mark.parametrize(
     ("variant", "more", "match"),
     [
@@ -226,6 +242,23 @@ def test_accumulation_without_the_contrastive_term_changes_nothing(
         for parts in (1, 2)
     ]
     assert_same(*found)
+
+
+def test_pairs_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    """Ties under a loss of decided pairs, votes under a regression: no gradient at all."""
+    sizes = Sizes(graded=(0, 4, 4), across=(0, 2, 2), prompts=(8, 4, 4), votes=2)
+    write_rewards(tmp_path / "votes", 0, sizes)
+    with pytest.raises(
+        UserError, match=r"no train pair has scores, from which .*'mse' learns; add"
+    ):
+        opened("demo_sft_raw", tmp_path / "votes")
+    lines = (tmp_path / "votes/pairs.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "answer": "tie"} for line in lines]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "votes/pairs.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"train pairs are ties, from which .*'bt' learns nothing"):
+        opened("demo", tmp_path / "votes")
+    opened("demo_btt", tmp_path / "votes")
 
 
 def test_pairs_without_features_are_refused(root: Path, tmp_path: Path) -> None:

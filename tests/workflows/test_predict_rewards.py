@@ -75,6 +75,22 @@ def test_rewards_are_those_of_the_run(home: Path, tmp_path: Path) -> None:
         assert row["reward"] == pytest.approx(theirs["reward_a"], abs=1e-5)
 
 
+def test_rows_of_a_video_are_those_of_training(home: Path, tmp_path: Path) -> None:
+    """What `prepare --rows` left out is left out again: other rows have another mean."""
+    prepare.main([
+        "videocross", f"--source=scored={home / 'scored.jsonl'}", "--rows=1",
+        f"--features={home / 'features'}", "--encoder=net",
+        f"--text-encoder={home / 'encoder'}", "--question-len=16", f"--out={tmp_path / 'data'}",
+    ])  # fmt: skip
+    small.fit("btt", tmp_path / "data", tmp_path / "run", "train.steps=2")
+    lines = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
+    known = [json.loads(line) for line in lines]
+    rows = [{"video": row["video_a"], "question": row["question"]} for row in known]
+    found = jaxvsa.load(tmp_path / "run").reward(rows, home / "features", home / "encoder")
+    for mine, theirs in zip(found, known, strict=True):
+        assert mine["reward"] == pytest.approx(theirs["reward_a"], abs=1e-5)
+
+
 def test_dimension_and_prompt_make_the_question(home: Path, tmp_path: Path) -> None:
     rows = [
         {"key": "a", "video": "v1", "dimension": "TA", "prompt": "a red cat"},
@@ -90,6 +106,7 @@ def test_dimension_and_prompt_make_the_question(home: Path, tmp_path: Path) -> N
     ("row", "message"),
     [
         ({"question": "q"}, "line 1: no column 'video_a'"),
+        ({"video": 7, "question": "q"}, "line 1: 'video' is 7, no text; write it as a name"),
         ({"video": "v1"}, "line 1: no column 'dimension'"),
         ({"video": "v1", "dimension": "TA"}, "line 1: no column 'prompt'; text_alignment asks"),
         ({"video": "v1", "dimension": "fun"}, "line 1: unknown dimension 'fun'"),

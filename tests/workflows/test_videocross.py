@@ -94,6 +94,7 @@ def test_help_names_every_source_and_an_example(capsys):
         (["--out=O", "--source=t2vqa"], "--source t2vqa: expected NAME=FILE"),
         (["--out=O", "--source=t2vqa=none.txt"], "none.txt: cannot read it"),
         (["--check=none"], "none is no VideoCross: --check is a folder"),
+        (["--check=none", "--features=f"], "--features goes with --out; --check reads the folder"),
     ],
 )
 def test_mistakes_are_one_line(flags, message):
@@ -132,12 +133,14 @@ def _part() -> RewardRows:
 def test_videos_without_features_are_an_error_or_dropped(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.npy").touch()
-    with pytest.raises(UserError, match=r"1 of 3 videos have no feature file, first: \['c.mp4'\]"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 videos have no feature file, first: c.npy; extract"
+    ):
         with_features([_part()], tmp_path)
     (kept,) = with_features([_part()], tmp_path, missing="drop")
     assert [video.video_id for video in kept.videos] == ["a.mp4", "b.mp4"] and not kept.votes
     assert kept.report == {"missing_features": 1, "votes_missing_features": 1}
-    with pytest.raises(UserError, match="3 of 3 videos have no feature file"):
+    with pytest.raises(UserError, match=r"3 of 3 videos .* first: a.bin, .*; check --features and"):
         with_features([_part()], tmp_path, suffix=".bin", missing="drop")
     with pytest.raises(UserError, match="no such folder; --features"):
         with_features([_part()], tmp_path / "none")
@@ -162,20 +165,24 @@ def own(tmp_path):
 def test_features_of_videos_are_stored(own, tmp_path, capsys):
     out = tmp_path / "out"
     main([*own, "--rows=2", "--dtype=bfloat16", f"--out={out}"])
-    assert "clip: 8 rows of 2 bfloat16, 4 entries" in " ".join(capsys.readouterr().out.split())
+    assert "clip, 2 rows at most: 8 rows of 2 bfloat16, 4 entries" in " ".join(
+        capsys.readouterr().out.split()
+    )
     cross = open_videocross(out)
     table = cross.features()
     assert table is cross.features() and cross.question_features() is None
-    assert cross.manifest["encoder"] == "clip" and cross.question_manifest is None
+    assert cross.manifest["encoder"] == "clip, 2 rows at most" and cross.question_manifest is None
     # The midpoints of two halves of five rows: the second and the fourth.
     np.testing.assert_array_equal(table.of("v0"), [[2, 3], [6, 7]])
     np.testing.assert_array_equal(table.of("v3"), np.array([[302, 303], [306, 307]], table.dtype))
-    assert "| videos | clip | 4 | 8 | 2 bfloat16 |" in (out / "card.md").read_text()
+    assert "| videos | clip, 2 rows at most | 4 | 8 | 2 bfloat16 |" in (out / "card.md").read_text()
 
 
 def test_missing_features_stop_or_drop_their_videos(own, tmp_path):
     (tmp_path / "f/v1.npy").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 videos have no feature file, first: \['v1'\]"):
+    with pytest.raises(
+        UserError, match=r"1 of 4 videos have no feature file, first: v1.npy; extract"
+    ):
         main([*own, f"--out={tmp_path / 'out'}"])
     main([*own, "--missing=drop", f"--out={tmp_path / 'out'}"])
     cross = open_videocross(tmp_path / "out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workflows.small_votes import genai, pair, run, scores_file, six_votes, write
+from workflows.small_votes import SCORES, genai, pair, run, scores_file, six_votes, write
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.votes import read_person_votes
@@ -28,6 +28,16 @@ def test_votes_by_sides_may_be_turned(small, tmp_path):
     assert model["values"]["without_ties"] == 3 / 4
     assert model["values"]["with_ties"] == 5 / 6
     assert "four_way" not in model["values"]  # a tie of three classes is neither good nor bad
+
+
+def test_rewards_as_predict_writes_them_are_scores(small, tmp_path):
+    rows = [{"key": name, "video": name, "reward": score} for name, score in SCORES.items()]
+    rewards = write(tmp_path / "rewards.jsonl", rows)
+    found, want = (
+        score_votes([path], small)["models"][0]["values"]
+        for path in (rewards, scores_file(tmp_path / "s.csv"))
+    )
+    assert found == want
 
 
 def test_rows_in_order_need_no_names(small, tmp_path):

@@ -235,6 +235,7 @@ def test_own_pairs_refuse(write, changed, message):
     ("content", "message"),
     [
         ("", "file is empty; give a file with rows"),
+        ("[]", "file is empty; give a file with rows"),
         ('\n{"a": \n', "file:2: not valid JSON"),
         ("[1]", "row 0: expected an object, found int"),
         ("3\n", "file:1: expected an object, found int"),
