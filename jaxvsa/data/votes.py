@@ -135,10 +135,12 @@ def read_rows(path: str | Path) -> Iterator[RewardRow]:
     """Rows of CSV (`.csv`), JSON lines or a JSON list, each with its file and line.
 
     Raises:
-        UserError: the file is missing, empty, malformed, or has no row; a column is named twice; a
-            row of CSV has too many or too few fields.
+        UserError: another extension; the file is missing, empty, malformed, or has no row; a
+            column is named twice; a row of CSV has too many or too few fields.
     """
     path = Path(path)
+    if path.suffix not in (".csv", ".jsonl", ".json"):
+        raise UserError(f"{path}: expected a .csv, .jsonl or .json file; rename it")
     rows = _csv_rows(path) if path.suffix == ".csv" else read_objects(path)
     empty = True
     for row in rows:

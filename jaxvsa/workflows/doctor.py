@@ -25,6 +25,7 @@ from jaxvsa.data.text import TextCodec
 from jaxvsa.data.videocross_files import count_leaks, open_videocross
 from jaxvsa.interop.roberta import check_vocab, read_encoder
 from jaxvsa.systems.base import abstract_batch
+from jaxvsa.workflows.assemble import KINDS
 from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.evaluate import open_data
 from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
@@ -76,7 +77,7 @@ def examine(
             yield from _of_checkpoints(RunFolder(run).checkpoints())
             yield _probe("run and data", partial(_run_and_data, run, data))
             config = config or _unfinished(run, data)
-    if data is not None and (data / "card.json").is_file():
+    if data is not None and ((data / "card.json").is_file() or _reads_pairs(run)):
         yield _probe("pairs", partial(_pairs, data))
     elif data is not None:
         yield _probe("comments", partial(_comments, data))
@@ -166,6 +167,13 @@ def _root(run: Path) -> Path:
     """The data of a run."""
     root = RunFolder(run).read_config()["data"]["root"]
     return run / "data" / "prepared" if root == DEMO else Path(root)
+
+
+def _reads_pairs(run: Path | None) -> bool:
+    """Whether a readable run is one of pairs, whose data is a VideoCross."""
+    if run is None or not _probe("run", partial(_run, run)).ok:
+        return False
+    return KINDS.get(RunFolder(run).read_config()["system"]) == "pairs"
 
 
 def _of_checkpoints(checkpoints: Checkpoints) -> Iterator[Finding]:

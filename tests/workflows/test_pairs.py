@@ -194,6 +194,13 @@ def test_doctor_finds_nothing_wrong(trained: Path, root: Path) -> None:
     assert "no leak between splits" in findings["pairs"].text
 
 
+def test_doctor_says_that_the_pairs_are_gone(trained: Path, tmp_path: Path) -> None:
+    findings = {one.name: one for one in doctor.examine(run=trained, data=tmp_path / "gone")}
+    assert "comments" not in findings
+    for name in ("run and data", "pairs"):
+        assert "gone is no VideoCross: there is no such folder" in findings[name].text
+
+
 def test_doctor_reads_the_features(root: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(root, damaged)

@@ -143,6 +143,7 @@ BAD = [
     ("s.csv", "left,right,vote\nl0.mp4,r0.mp4,leftvot\n", "unknown vote 'leftvot'; did you"),
     ("s.csv", "left,right,vote\nl0.mp4,r0.mp4,A\nr0.mp4,l0.mp4,A\n", "s.csv:3: the pair 'genai"),
     ("s.jsonl", "{]\n", "s.jsonl:1: not valid JSON"),
+    ("s.txt", "video,score\na,1\n", "s.txt: expected a .csv, .jsonl or .json file; rename it"),
     ("s.csv", None, "s.csv: cannot read it (No such file or directory)"),
 ]
 
