@@ -166,11 +166,11 @@ def _names(rows: Sequence[PersonVote]) -> dict[str, list[str]]:
 
 def _csv_rows(path: Path) -> Iterator[RewardRow]:
     reader = csv.DictReader((f"{line}\n" for line in read_lines(path)), strict=True)
-    columns = reader.fieldnames or []
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}:1: the column '{twice[0]}' is there twice; rename one")
     try:
+        columns = reader.fieldnames or []
+        twice = [name for name, count in Counter(columns).items() if count > 1]
+        if twice:
+            raise UserError(f"{path}:1: the column '{twice[0]}' is there twice; rename one")
         for record in reader:
             where = f"{path}:{reader.line_num}"
             if None in record or None in record.values():

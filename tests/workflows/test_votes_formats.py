@@ -138,6 +138,8 @@ BAD = [
     ("s.csv", "vidio,score\na,1\n", "no column 'video'; did you mean 'video'"),
     ("s.csv", "video,score,score\na,1,2\n", "s.csv:1: the column 'score' is there twice"),
     ("s.csv", "video,score\na,1,2\n", "s.csv:2: expected 2 fields"),
+    ("s.csv", 'video,"score\na,1\n', "no CSV (unexpected end of data); correct it"),
+    ("s.csv", 'video,score\na,"1\n', "no CSV (unexpected end of data); correct it"),
     ("s.csv", "video,score,vote\na,1,A\n", "both 'score' and 'vote'"),
     ("s.csv", "video,score,dimension\na,1,dynamc\n", "unknown dimension 'dynamc'; did you"),
     ("s.csv", "left,right,vote\nl0.mp4,r0.mp4,leftvot\n", "unknown vote 'leftvot'; did you"),

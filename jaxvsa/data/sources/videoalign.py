@@ -33,7 +33,8 @@ def read_release(path: str | Path, benchmark: bool = False) -> RewardRows:
         benchmark: for VideoGen-RewardBench: its prompts are kept out of training.
 
     Raises:
-        UserError: file or column missing; a row with too many or too few fields; an unknown answer.
+        UserError: file or column missing; a quote that does not end; a row with too many or too few
+            fields; an unknown answer.
     """
     videos: dict[str, ScoredVideo] = {}
     votes: list[Vote] = []
@@ -64,6 +65,13 @@ def _video(row: RewardRow, field: str, prompt: str) -> ScoredVideo:
 
 def _rows(path: Path) -> Iterator[RewardRow]:
     reader = csv.DictReader((f"{line}\n" for line in read_lines(path)), strict=True)
+    try:
+        yield from _records(reader, path)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: no CSV ({error}); correct it") from error
+
+
+def _records(reader: csv.DictReader[str], path: Path) -> Iterator[RewardRow]:
     columns = reader.fieldnames or []
     absent = [name for name in NEEDED if name not in columns]
     if absent or not set(COLUMNS) & set(columns):

@@ -136,6 +136,7 @@ def test_videoalign_by_hand(write):
     [
         (TABLE + "a,b,cat,C,A,A,A,0,8\n", "file:2, field 'VQ' is 'C'.*known: A, B, same"),
         (TABLE + "a,b,cat,A\n", "file:2: expected 9 fields"),
+        (TABLE + 'a,b,"cat,A\n', r"file:\d: no CSV \(unexpected end of data\); correct it"),
         (TABLE + "a,b, ,A,A,A,A,0,8\n", "file:2, field 'prompt' has an empty text"),
         ("path_A,prompt,VQ\na,cat,A\n", "file:1: no column path_B"),
         ("path_A,path_B,prompt\na,b,cat\n", "file:1: no column one of VQ"),
