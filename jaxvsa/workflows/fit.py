@@ -109,24 +109,27 @@ def _fit(
     if existed and setup.folder.results.exists():
         console.print(f"{run_path} is complete; its results:", markup=False)
         return read_rows(setup.folder.results), setup
-    say_start(setup, console)
-    shardings = meshes.shardings(
-        setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
-    )
-    log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
-    started = resume(setup, checkpoints, shardings)
-    setup.folder.begin(*identity)  # only now is nothing left that could refuse the run
-    if step := int(started[0].step):
-        console.print(f"resuming {run_path} at step {step} of {setup.num_steps}", markup=False)
-    with interrupts.waiting():
-        try:
-            state = train(setup, checkpoints, shardings, *started, log, console, interrupts.poll)
-        finally:
-            checkpoints.close()
-        if interrupts.poll():
-            interrupts.leave(f"at step {int(state.step)}")
-    rows = report(checkpoints, setup.folder, data, setup.mesh, setup.options.eval_batch_size)
-    return rows, setup
+    with setup.folder.held():
+        say_start(setup, console)
+        shardings = meshes.shardings(
+            setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
+        )
+        log = MetricsLog(setup.folder.path, setup.options.tensorboard, setup.options.wandb)
+        started = resume(setup, checkpoints, shardings)
+        setup.folder.begin(*identity)  # only now is nothing left that could refuse the run
+        if step := int(started[0].step):
+            console.print(f"resuming {run_path} at step {step} of {setup.num_steps}", markup=False)
+        with interrupts.waiting():
+            try:
+                state = train(
+                    setup, checkpoints, shardings, *started, log, console, interrupts.poll
+                )
+            finally:
+                checkpoints.close()
+            if interrupts.poll():
+                interrupts.leave(f"at step {int(state.step)}")
+        rows = report(checkpoints, setup.folder, data, setup.mesh, setup.options.eval_batch_size)
+        return rows, setup
 
 
 def train(

@@ -7,16 +7,20 @@ RUN/checkpoints/      two newest and the best, each with everything that `load` 
 RUN/metrics.jsonl     one row per `log_every` updates and per evaluation
 RUN/predictions/      predictions and confusion matrices, per split
 RUN/results.json      the final table
+RUN/lock              held by the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +40,7 @@ FORMAT = 3
 # May differ when a run is resumed: devices, traces and other runs are invisible in its results.
 _FREE = ("mesh.", "profile:", "beside:")
 # What a start that was killed early leaves behind.
-_BEFORE_CONFIG = {"data", "base", "env.json", "data.json"}
+_BEFORE_CONFIG = {"data", "base", "env.json", "data.json", "lock"}
 _PACKAGES = ("jaxvsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -83,6 +87,29 @@ class RunFolder:
         if self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
             raise UserError(f"{self.path} is not empty and not a run; choose another --run")
         return False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for one run at a time; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: somebody else is training here.
+        """
+        if jax.process_index() != 0:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.path} is being trained by another process; wait for it, or choose "
+                    "another --run"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def begin(self, config: dict[str, Any], data: dict[str, Any]) -> bool:
         """Checks as `check`, writes the first files, config.json last; returns what it returns."""

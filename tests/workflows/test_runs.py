@@ -7,6 +7,7 @@ from rich.console import Console
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.workflows.fit import fit
+from jaxvsa.workflows.runs import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,13 @@ def test_run_must_not_be_a_file(tiny, tmp_path):
 def test_stop_names_the_checkpoint_that_was_just_being_written(tiny, tmp_path):
     with pytest.raises(UserError, match=r"update 2 is not finite, .*; step 1 is saved"):
         fit(tiny("optim.lr=1e30", "train.eval_every=1"), tmp_path / "run", Console(quiet=True))
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny, tmp_path):
+    run = tmp_path / "run"
+    with RunFolder(run).held():
+        with pytest.raises(UserError, match=r"run is being trained by another process; wait for"):
+            fit(tiny(), run, Console(quiet=True))
+        assert not (run / "config.json").exists()
+    with RunFolder(run).held():  # what is left behind holds nobody up
+        pass
