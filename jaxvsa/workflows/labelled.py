@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from jaxvsa.workflows.demo import DEMO, demo_facts
 from jaxvsa.workflows.score import LabelNames, Scored
 
 
-class Labelled:
+class Labelled(abc.ABC):
     """What `comments.Assembled` and `questions.Assembled` share.
 
     Attributes:
@@ -45,23 +46,23 @@ class Labelled:
     """What is measured on dev during training, if the system has it."""
 
     @property
+    @abc.abstractmethod
     def batching(self) -> Any:
         """How examples become batches."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def features(self) -> FeatureTable | None:
         """The features, if the model sees video."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def manifest(self) -> Manifest | None:
         """Of the features, if the model sees video."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def examples(self, split: str) -> Any:
         """The examples of a split, tokenised."""
-        raise NotImplementedError
 
     @property
     def root(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class Judged:
     dev: DevFit
 
 
-class Ranked:
+class Ranked(abc.ABC):
     """What data of pairs says of a model's rewards.
 
     Attributes:
@@ -78,17 +79,17 @@ class Ranked:
         return self.cross.root
 
     @property
+    @abc.abstractmethod
     def splits(self) -> tuple[str, ...]:
         """Splits that have pairs."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def examples(self, split: str) -> PairExamples:
         """The pairs of a split."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def in_order(self, split: str, limit: int, mesh: Mesh) -> grain.MapDataset:
         """Every pair of a split once."""
-        raise NotImplementedError
 
     def dev_values(self, states: Mapping[str, Any]) -> dict[str, float]:
         """Accuracies of dev by full name."""
