@@ -30,8 +30,7 @@ from benchmarks import harness, reward_case
 from jaxvsa.core import memory, trees
 from jaxvsa.core import mesh as meshes
 from jaxvsa.data.pipeline import iterate
-from jaxvsa.data.scored import ALIGNED, DIMENSIONS
-from jaxvsa.systems.clevereward.contrastive import rungs
+from jaxvsa.data.scored import ALIGNED_NUMBERS
 from jaxvsa.training.step import make_step
 from jaxvsa.workflows.setup import first_state, prepare_run
 
@@ -96,7 +95,7 @@ class Ours:
             "batch_size": config["train"]["batch_size"],
             "num_steps": self.setup.num_steps,
             "power": config["data"]["sampling"],
-            "aligned": [DIMENSIONS.index(name) for name in ALIGNED],
+            "aligned": ALIGNED_NUMBERS,
         }
 
 
@@ -147,18 +146,20 @@ def our_side(args: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any
         "updates_of_the_run": side.setup.num_steps,
         "data": reward_case.shares(data),
         "stored": {noun: found["manifest"] for noun, found in data.cross.stored.items()},
-        "anchors_per_batch": [len(reward_case.anchors(batch)) for batch in batches],
-        "rows_aligned_per_batch": [aligned(batch) for batch in batches],
-        "rows_tied_per_batch": [int(np.sum(batch["answer_b"] == 0)) for batch in batches],
+        "questions_per_batch": counts(batches, "question_gk"),
+        "anchors_per_batch": counts(batches, "anchor_gm"),
+        "rows_aligned_per_batch": [
+            int(np.isin(batch["dimension_b"], ALIGNED_NUMBERS).sum()) for batch in batches
+        ],
+        "sizes": side.setup.plan[0].sizes,
         "matmul_ceiling_gflop_per_second": harness.matmul_ceiling("float32") / 1e9,
     }
     return side, facts
 
 
-def aligned(batch: dict[str, np.ndarray]) -> int:
-    """Pairs of a batch whose question holds a prompt."""
-    known = [DIMENSIONS.index(name) for name in ALIGNED]
-    return int(np.isin(batch["dimension_b"], known).sum())
+def counts(batches: list[dict[str, np.ndarray]], field: str) -> list[int]:
+    """How many entries of each batch are real."""
+    return [int(np.sum(batch.get(field, np.full(1, -1)) >= 0)) for batch in batches]
 
 
 def their_side(args: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -232,20 +233,17 @@ def report(
 ) -> dict[str, Any]:
     """What is written of one setting."""
     ours, pairs = facts["ours"], args.batch * args.updates
-    rows = statistics.mean(ours["anchors_per_batch"])
-    size = next((rung for rung in rungs(args.batch) if rung >= max(ours["anchors_per_batch"])), 0)
-    count = functools.partial(reward_case.gflop, args.batch, reward_case.WIDTHS)
-    without = "no_negatives" in args.settings[0]
-    needed = count(0 if without else round(rows))
+    sizes, anchors = ours["sizes"], round(statistics.mean(ours["anchors_per_batch"]))
+    count = functools.partial(reward_case.gflop, args.batch, widths=reward_case.WIDTHS)
+    products = count(sizes["k"], sizes.get("m", 0))
     median = {name: statistics.median(found) for name, found in seconds.items()}
-    rate = sum(needed.values()) * args.updates / median["ours"]
+    rate = sum(products.values()) * args.updates / median["ours"]
     record: dict[str, Any] = {
         **{key: value for key, value in ours.items() if key != "losses"},
         "torch": facts[args.sides[-1]].get("torch"),
         "losses": ours["losses"],
-        "square_on_cpu": 0 if without else size,
-        "gflop_needed_per_update": needed,
-        "gflop_of_the_whole_square": 0.0 if without else count(args.batch)["contrastive"],
+        "gflop_per_update": products,
+        "gflop_per_update_of_peers": count(args.batch, anchors),
         "gflop_per_second": rate,
         "share_of_ceiling": rate / ours["matmul_ceiling_gflop_per_second"],
     }

@@ -126,7 +126,7 @@ class Theirs:
             torch.from_numpy(array).to(self.store) for array in (arrays.videos_nf, arrays.texts_ne)
         )
         self.video = columns["video_bvt"][:, :, 0].long().to(self.store)
-        self.text = columns["text_bl"][:, 0].long().to(self.store)
+        self.text = columns["text_b"].long().to(self.store)
         answer = columns["answer_b"].float()
         aligned = torch.isin(columns["dimension_b"].long(), torch.tensor(setting["aligned"]))
         self.columns = {

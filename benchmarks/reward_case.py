@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxvsa.core.config import load_config
 from jaxvsa.data.features import FeatureTable
-from jaxvsa.data.scored import ALIGNED, DIMENSIONS
+from jaxvsa.data.pair_batches import split_rows
+from jaxvsa.data.scored import DIMENSIONS
 from jaxvsa.data.scored_pairs import Settings
 from jaxvsa.data.sources import reward_demo, t2vqa, videofeedback
 from jaxvsa.data.videocross import build
@@ -66,9 +67,9 @@ class Arrays:
     """All training pairs as plain arrays, for PyTorch.
 
     Attributes:
-        columns: fields of a batch that holds every pair once.
+        columns: fields of a batch that holds every pair once, with a question for each row.
         videos_nf: float32, what `columns["video_bvt"]` numbers.
-        texts_ne: likewise `columns["text_bl"]`.
+        texts_ne: likewise `columns["text_b"]`.
     """
 
     columns: dict[str, np.ndarray]
@@ -80,8 +81,12 @@ class Arrays:
         """From `workflows.pairs.Assembled`."""
         examples = data.examples("train")
         index_b = np.arange(len(examples))
-        sizes = {name: 1 for name in examples.axes()}
+        sizes = {"t": 1, "l": 1, "k": len(data.cross.questions), "m": len(examples)}
         columns = examples.batch(index_b, np.ones(len(index_b), bool), sizes, 1)
+        asked_b = columns.pop("asked_b")
+        columns["question_b"] = columns.pop("question_gk")[0, asked_b]
+        columns["text_b"] = columns.pop("text_gkl")[0, asked_b, 0]
+        columns.pop("anchor_gm", None)
         videos, texts = (table.values_nf for table in data.features)
         return cls(columns, videos, texts)
 
@@ -113,31 +118,22 @@ def shares(data: Any) -> dict[str, Any]:
         "pairs_of_all_splits": len(data.cross.pairs),
         "pairs_of_train": len(examples),
         "train_by_source_and_dimension": dict(sorted(cells.items())),
-        "ties_of_train": int(np.sum(pairs.answer_n == 0)),
+        "ties_of_train_left_out": len(split_rows(data.cross, "train")) - len(examples),
     }
 
 
-def anchors(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Places of the pairs of a batch that take part in the contrastive term, ascending.
-
-    Real, of an aligned dimension, decided, and the first such of their group.
-    """
-    aligned_b = np.isin(batch["dimension_b"], [DIMENSIONS.index(name) for name in ALIGNED])
-    place_m = np.flatnonzero(batch["valid_b"] & aligned_b & (batch["answer_b"] != 0))
-    _, first = np.unique(batch["group_b"][place_m], return_index=True)
-    return np.sort(place_m[first])
-
-
-def gflop(batch_size: int, widths: dict[str, int], rows: int, width: int = 256) -> dict[str, float]:
+def gflop(
+    pairs: int, questions: int, anchors: int, widths: dict[str, int], width: int = 256
+) -> dict[str, float]:
     """Products of one update, by part.
 
     Features get no gradient, so projections are two passes: forward and their kernels. The square
-    of `rows` anchors is three: similarities, gradients of videos, of texts.
+    of anchors is three: similarities, gradients of videos, of texts.
     """
     parts = {
-        "videos": 2 * 2 * 2 * batch_size * widths["videos"] * width,
-        "questions": 2 * 2 * batch_size * widths["questions"] * width,
-        "rewards": 3 * 2 * 2 * batch_size * width,
-        "contrastive": 3 * 2 * rows**2 * width,
+        "videos": 2 * 2 * 2 * pairs * widths["videos"] * width,
+        "questions": 2 * 2 * questions * widths["questions"] * width,
+        "rewards": 3 * 2 * 2 * pairs * width,
+        "contrastive": 3 * 2 * anchors**2 * width,
     }
     return {name: value / 1e9 for name, value in parts.items()}

@@ -1,4 +1,8 @@
-"""Pairs of videos as batches: numbers of rows in the tables of features, answers, scores."""
+"""Pairs of videos as batches: numbers of rows in the tables of features, answers, scores.
+
+A batch consists of groups of consecutive rows, one or more for each device. Rows of a group that
+ask the same question share it: most ask one of a few that hold no prompt.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,20 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import SPLITS
 from jaxvsa.data.features import FeatureTable, even_rows
 from jaxvsa.data.pairs import KINDS
-from jaxvsa.data.scored import ALIGNED, DIMENSIONS
+from jaxvsa.data.scored import ALIGNED_NUMBERS, DIMENSIONS
 from jaxvsa.data.sizes import Axis
 from jaxvsa.data.videocross import VideoCross
 
 BLOCK_ROWS = 1 << 16
+SHARED_UNIT = 128
+"""The axes of questions and of anchors are multiples of it, or as long as a group."""
 Stats = tuple[tuple[float, ...], ...]
 
 
 class PairExamples:
     """Loads any pairs as one batch; what `pipeline.batches` reads.
 
-    Fields of a batch, for pairs b and their videos v (0 is A, 1 is B):
+    Fields of a batch, for pairs b in groups g and their videos v (0 is A, 1 is B):
 
         index_b int32               number of the example
         valid_b bool                False for rows that fill up a batch
@@ -31,11 +37,16 @@ class PairExamples:
         source_b int32              number in `sources`
         dimension_b int32           number in `DIMENSIONS`
         group_b int32               number of the group of prompts that the question belongs to
-        question_b int32            number of the question's text in `VideoCross.questions`
         score_bv float32            on the source's own scale; nan if there is none
+        asked_b int32               place of the question in k
+        question_gk int32           numbers of the group's questions in `VideoCross.questions`, each
+                                    once; -1 behind the last
+        anchor_gm int32             if `contrasts`: rows of the group, counted from its first, that
+                                    the contrastive term may take: decided, about a prompt, the
+                                    first of their prompts' group; -1 behind the last
         video_bvt int32             rows of the table of videos; -1 is padding
-        text_bl int32               rows of the table of questions; -1 is padding
-        frames_bvtf, words_ble      these rows, zeros for padding; unless `resident`
+        text_gkl int32              rows of the table of questions; -1 is padding
+        frames_bvtf, words_gkle     these rows, zeros for padding; unless `resident`
 
     What has no table has no rows either.
 
@@ -59,6 +70,7 @@ class PairExamples:
         num_frames: int,
         num_words: int,
         resident: bool,
+        contrasts: bool = False,
         sources: Sequence[str] | None = None,
     ) -> None:
         """Gathers the columns; keeps references to the tables.
@@ -71,6 +83,7 @@ class PairExamples:
             num_frames: most rows of a video, evenly chosen.
             num_words: most rows of a question, likewise.
             resident: the step gets the tables' values as arguments.
+            contrasts: batches name their anchors.
             sources: names in the order of their numbers; None = `cross.sources`.
 
         Raises:
@@ -87,18 +100,21 @@ class PairExamples:
             absent = sorted({cross.sources[s] for s in set(pairs.source_n[self.source_n < 0])})
             raise UserError(f"no source '{absent[0]}' among {list(sources or ())}")
         self.video_nv = np.stack([pairs.video_a_n, pairs.video_b_n], axis=1)
-        group_k = np.unique(np.array(cross.groups), return_inverse=True)[1].astype(np.int32)
+        group_p = np.unique(np.array(cross.groups), return_inverse=True)[1].astype(np.int32)
         self._columns = {
             "answer_b": pairs.answer_n.astype(np.int32),
             "weight_b": pairs.weight_n,
             "gap_b": np.nan_to_num(pairs.gap_n),
             "source_b": self.source_n,
             "dimension_b": pairs.dimension_n.astype(np.int32),
-            "group_b": group_k[pairs.asked_n],
-            "question_b": pairs.question_n,
-            "score_bv": _scores(cross, row_n, group_k),
+            "group_b": group_p[pairs.asked_n],
+            "score_bv": _scores(cross, row_n, group_p),
         }
-        self._resident = resident
+        self._question_n, self._resident = pairs.question_n, resident
+        self._anchor_n = None
+        if contrasts:
+            may_n = np.isin(pairs.dimension_n, ALIGNED_NUMBERS) & (pairs.answer_n != 0)
+            self._anchor_n = np.where(may_n, self._columns["group_b"], -1).astype(np.int32)
         self._videos = self._questions = None
         if videos is not None:
             names = [video.video_id for video in cross.videos]
@@ -117,11 +133,18 @@ class PairExamples:
         return self._columns["score_bv"]
 
     def axes(self) -> dict[str, Axis]:
-        """What the axes of a batch have to hold: t of the videos, l of the questions."""
-        return {
-            "t": _axis(self._videos, len(self), 0.7, 4),
-            "l": _axis(self._questions, len(self), 0.3, 8),
+        """What the axes of a batch have to hold.
+
+        t rows of a video and l of a question, k questions and, if it contrasts, m anchors.
+        """
+        axes = {
+            "t": _axis(self._videos, len(self), 0.6, 4),
+            "l": _axis(self._questions, len(self), 0.1, 8),
+            "k": _shared(np.ones(len(self), bool), self._question_n, 0.1),
         }
+        if self._anchor_n is not None:
+            axes["m"] = _shared(self._anchor_n >= 0, self._anchor_n, 0.2)
+        return axes
 
     def in_order(self) -> np.ndarray:
         """The pairs sorted by length: tight batches."""
@@ -131,18 +154,25 @@ class PairExamples:
     def batch(
         self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int], groups: int
     ) -> dict[str, np.ndarray]:
-        """The pairs `index_b`, padded to `sizes`; all groups are padded alike."""
-        del groups
+        """The pairs `index_b` in `groups` parts, padded to `sizes`."""
         batch = {"index_b": index_b.astype(np.int32), "valid_b": valid_b}
         batch |= {name: column_n[index_b] for name, column_n in self._columns.items()}
+        first_gk, asked_gr = _distinct(self._question_n[index_b].reshape(groups, -1), sizes["k"])
+        index_gk = np.take_along_axis(index_b.reshape(groups, -1), np.maximum(first_gk, 0), axis=1)
+        batch["asked_b"] = asked_gr.reshape(-1)
+        batch["question_gk"] = np.where(first_gk >= 0, self._question_n[index_gk], -1)
+        if self._anchor_n is not None:
+            anchor_b = np.where(valid_b, self._anchor_n[index_b], -1)
+            batch["anchor_gm"] = _firsts(anchor_b.reshape(groups, -1), sizes["m"])
         if self._videos is not None:
             batch["video_bvt"] = self._videos.rows(index_b, sizes["t"])
             if not self._resident:
                 batch["frames_bvtf"] = self._videos.values(batch["video_bvt"])
         if self._questions is not None:
-            batch["text_bl"] = self._questions.rows(index_b, sizes["l"])[:, 0]
+            text_gkl = self._questions.rows(index_gk, sizes["l"])[:, :, 0]
+            batch["text_gkl"] = np.where((first_gk >= 0)[..., None], text_gkl, -1)
             if not self._resident:
-                batch["words_ble"] = self._questions.values(batch["text_bl"])
+                batch["words_gkle"] = self._questions.values(batch["text_gkl"])
         return batch
 
 
@@ -230,7 +260,7 @@ class _Rows:
         self.place_nv = place.reshape(entry_nv.shape).astype(np.int32)
 
     def rows(self, index_b: np.ndarray, size: int) -> np.ndarray:
-        """Rows of the examples `index_b`, int32 (b,v,size), -1 behind the last."""
+        """Rows of the examples `index_b`, of any shape: int32 (b,v,size), -1 behind the last."""
         return self._row_ut[:, :size][self.place_nv[index_b]]
 
     def values(self, row_bt: np.ndarray) -> np.ndarray:
@@ -248,19 +278,52 @@ def _axis(rows: _Rows | None, num: int, weight: float, unit: int) -> Axis:
     return Axis(need_b, False, weight, unit, limit=int(need_b.max(initial=1)))
 
 
-def _scores(cross: VideoCross, row_n: np.ndarray, group_k: np.ndarray) -> np.ndarray:
+def _shared(needs_b: np.ndarray, owner_b: np.ndarray, weight: float) -> Axis:
+    """An axis that holds one element for each owner in a group."""
+    return Axis(needs_b.astype(np.int32), True, weight, SHARED_UNIT, owner_b=owner_b)
+
+
+def _distinct(value_gr: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of each group, in ascending order.
+
+    Returns:
+        int32 (g,size), the first row of each, -1 behind the last; int32 (g,r), the place of each
+        row's value among them.
+    """
+    first_gk = np.full((len(value_gr), size), -1, np.int32)
+    place_gr = np.empty(value_gr.shape, np.int32)
+    for g, value_r in enumerate(value_gr):
+        _, first, place_gr[g] = np.unique(value_r, return_index=True, return_inverse=True)
+        first_gk[g, : len(first)] = first
+    return first_gk, place_gr
+
+
+def _firsts(value_gr: np.ndarray, size: int) -> np.ndarray:
+    """Rows of each group whose value is not negative and stands in none before: int32 (g,size).
+
+    Ascending, -1 behind the last.
+    """
+    found_gm = np.full((len(value_gr), size), -1, np.int32)
+    for g, value_r in enumerate(value_gr):
+        row = np.flatnonzero(value_r >= 0)
+        row = np.sort(row[np.unique(value_r[row], return_index=True)[1]])
+        found_gm[g, : len(row)] = row
+    return found_gm
+
+
+def _scores(cross: VideoCross, row_n: np.ndarray, group_p: np.ndarray) -> np.ndarray:
     """Scores that answer the pairs' questions, nan elsewhere: float32 (n, 2)."""
     pairs = cross.pairs.take(row_n)
     score_gd = _score_table(cross)
     source_g = _numbers([video.source for video in cross.videos], cross.sources)
-    aligned_d = np.array([name in ALIGNED for name in DIMENSIONS])
+    aligned_n = np.isin(pairs.dimension_n, ALIGNED_NUMBERS)
     sides = []
     for video_n, prompt_n in (
         (pairs.video_a_n, pairs.prompt_a_n),
         (pairs.video_b_n, pairs.prompt_b_n),
     ):
         own_n = source_g[video_n] == pairs.source_n
-        own_n &= ~aligned_d[pairs.dimension_n] | (group_k[prompt_n] == group_k[pairs.asked_n])
+        own_n &= ~aligned_n | (group_p[prompt_n] == group_p[pairs.asked_n])
         sides.append(np.where(own_n, score_gd[video_n, pairs.dimension_n], np.nan))
     return np.stack(sides, axis=1).astype(np.float32)
 

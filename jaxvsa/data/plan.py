@@ -168,8 +168,9 @@ class BatchPlan:
         """Rounds packed axes, and cuts them to the rows of a group times their longest example."""
         size_sa, names = size_sa.copy(), list(self.axes)
         for a, axis in enumerate(self.axes.values()):
-            if axis.within:
-                longest_s = size_sa[:, names.index(axis.within)]
+            if axis.packed:
+                within = axis.within
+                longest_s = size_sa[:, names.index(within)] if within else axis.need_b.max()
                 rectangle_s = longest_s * (self.batch_size // self.groups)
                 size_sa[:, a] = np.minimum(axis.round(size_sa[:, a]), rectangle_s)
         return size_sa

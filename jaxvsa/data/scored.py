@@ -26,6 +26,8 @@ QUESTIONS = {
 }
 """Dimension -> what is asked about two videos. Source: CleveReward section 3; A4 of our notes."""
 DIMENSIONS = tuple(QUESTIONS)
+ALIGNED_NUMBERS = tuple(DIMENSIONS.index(name) for name in ALIGNED)
+"""Dimensions whose question holds the prompt, by number: only these can be contrasted."""
 ANSWERS = {"A": 1, "B": -1, "tie": 0}
 """Answer -> sign of the difference between A and B."""
 

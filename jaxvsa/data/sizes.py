@@ -21,7 +21,7 @@ class Axis:
         offset: see `unit`.
         limit: no size is larger; 0 for none. No need is, either.
         within: name of the axis of the longest: a packed axis is never larger than its rectangle,
-            the examples of a group times that axis.
+            the examples of a group times that axis; without a name, times the largest need.
         owner_b: int; examples of a group with the same owner share what they need: counted once.
     """
 

@@ -25,6 +25,7 @@ from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.videocross_files import OpenVideoCross, open_videocross
 from jaxvsa.interop.names import Place
 from jaxvsa.systems.base import Params, System
+from jaxvsa.systems.clevereward.loss import LossOptions
 from jaxvsa.systems.clevereward.system import Facts
 from jaxvsa.workflows.comments import RESIDENT_SHARE, device_bytes
 from jaxvsa.workflows.labelled import check_features
@@ -109,6 +110,12 @@ class Assembled(Ranked):
         found: DataOptions = build(DataOptions, self.config["data"], "config.data")
         return found
 
+    @functools.cached_property
+    def losses(self) -> LossOptions:
+        """Section `loss`."""
+        found: LossOptions = build(LossOptions, self.config["loss"], "config.loss")
+        return found
+
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that have pairs."""
@@ -136,19 +143,27 @@ class Assembled(Ranked):
         return self.options.resident == "yes" or (self.options.resident == "auto" and fits)
 
     def examples(self, split: str) -> PairExamples:
-        """The pairs of a split; those of train as the loss wants them."""
-        negatives = self.config["loss"]["negatives"]
-        mismatches = split != "train" or negatives in ("materialised", "both")
+        """The pairs of a split; of train those that the loss learns from."""
+        train, losses = split == "train", self.losses
+        row_n = self._taught() if train else split_rows(self.cross, split)
+        if train and not losses.learns_from_ties:
+            row_n = row_n[self.cross.pairs.answer_n[row_n] != 0]
         videos, questions = self.features
         return PairExamples(
             self.cross,
-            split_rows(self.cross, split, mismatches),
+            row_n,
             videos,
             questions,
             num_frames=self.options.num_frames,
             num_words=self.options.num_words,
             resident=self.is_resident,
+            contrasts=train and losses.contrasts,
         )
+
+    def _taught(self) -> np.ndarray:
+        """Places of the train pairs of the kinds that `config.loss.negatives` wants."""
+        mismatches = self.losses.negatives in ("materialised", "both")
+        return split_rows(self.cross, "train", mismatches)
 
     def plan(self, examples: PairExamples, size: int, **how: Any) -> BatchPlan:
         """The batches of all examples; `how` as in `BatchPlan`."""
@@ -171,6 +186,7 @@ class Assembled(Ranked):
         model, options, facts = self.config["model"], self.options, self.facts
         return {
             "b": batch_size, "v": 2, "f": facts.video_width, "e": facts.text_width,
+            "g": 1, "k": batch_size, "m": batch_size,
             "t": 1 if model["pool_video"] == "mean" else options.num_frames,
             "l": 1 if model["pool_text"] == "mean" else options.num_words,
         }  # fmt: skip
@@ -194,8 +210,11 @@ class Assembled(Ranked):
         counts = zip(self.cross.sources, count_s.tolist(), strict=True)
         listed = ", ".join(f"{name} {count:,}" for name, count in counts if count)
         text = self.codec.manifest
+        ties = len(self._taught()) - len(examples)
+        kind = f"config.loss.kind '{self.losses.kind}'"
         return [
             f"train: {len(examples):,} pairs ({listed})",
+            *[f"without {ties:,} ties, from which {kind} learns nothing"] * (ties > 0),
             f"features: videos {self.manifest.encoder}, {self.manifest.width} wide; questions "
             f"{text['encoder']}, {text['width']} wide",
         ]
@@ -240,17 +259,16 @@ def _check_lessons(data: Assembled) -> None:
     """Refuses train pairs of which the loss uses none: the run would end as it began."""
     if "train" not in data.splits:
         return
-    kind, examples = data.config["loss"]["kind"], data.examples("train")
+    kind, examples = data.losses.kind, data.examples("train")
     if kind == "mse" and not np.isfinite(examples.score_nv).any():
         raise UserError(
             f"{data.root}: no train pair has scores, from which config.loss.kind 'mse' learns; add "
             "a scored --source, or take a variant that learns from pairs"
         )
-    answer_n = data.cross.pairs.answer_n[examples.row_n]
-    if kind not in ("mse", "btt") and not answer_n.any():
+    if not len(examples):
         raise UserError(
-            f"{data.root}: all {len(examples):,} train pairs are ties, from which config.loss.kind "
-            f"'{kind}' learns nothing; add decided pairs, or set it to 'btt'"
+            f"{data.root}: all train pairs are ties, from which config.loss.kind '{kind}' learns "
+            "nothing; add decided pairs, or set it to 'btt'"
         )
 
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +53,9 @@ def test_both_sides_do_the_same_work(tmp_path: Path) -> None:
     found = record["settings"]["paper"]
     aligned = found["rows_aligned_per_batch"]
     for few, many in zip(found["anchors_per_batch"], aligned, strict=True):
-        assert 0 < few < many < 64
-    assert found["gflop_needed_per_update"]["contrastive"] > 0
+        assert 0 < few <= many < 64
+    assert all(0 < count < 64 for count in found["questions_per_batch"])
+    assert found["gflop_per_update"]["questions"] <= found["gflop_per_update_of_peers"]["questions"]
 
 
 @pytest.mark.slow
@@ -64,26 +64,14 @@ def test_all_sides_of_both_settings(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     record = run(tmp_path)
     check(record, {"paper", "no_negatives"}, {"eager", "compile", "loader_0", "loader_2"})
-    assert record["settings"]["no_negatives"]["gflop_needed_per_update"]["contrastive"] == 0
-
-
-def test_anchors_by_hand() -> None:
-    case = importlib.import_module("benchmarks.reward_case")
-    aligned, other = 4, 0
-    batch = {
-        "valid_b": np.array([1, 1, 1, 1, 1, 0, 1], bool),
-        "dimension_b": np.array([other, aligned, aligned, aligned, aligned, aligned, 6]),
-        "answer_b": np.array([1, 0, 1, -1, 1, 1, -1]),
-        "group_b": np.array([1, 2, 2, 2, 3, 4, 5]),
-    }
-    assert case.anchors(batch).tolist() == [2, 4, 6]
+    assert record["settings"]["no_negatives"]["gflop_per_update"]["contrastive"] == 0
 
 
 def test_operations_by_hand() -> None:
     case = importlib.import_module("benchmarks.reward_case")
-    found = case.gflop(2, {"videos": 3, "questions": 5}, 7, 11)
+    found = case.gflop(2, 13, 7, {"videos": 3, "questions": 5}, 11)
     want = {
-        "videos": 2 * 4 * 2 * 3 * 11, "questions": 2 * 2 * 2 * 5 * 11,
+        "videos": 2 * 4 * 2 * 3 * 11, "questions": 2 * 2 * 13 * 5 * 11,
         "rewards": 3 * 2 * 4 * 11, "contrastive": 3 * 2 * 49 * 11,
     }  # fmt: skip
     assert found == {name: pytest.approx(value / 1e9) for name, value in want.items()}

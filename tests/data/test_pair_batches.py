@@ -72,7 +72,8 @@ def make(row_n: Any = range(6), videos: Any = FRAMES, questions: Any = WORDS, **
 
 def load(examples: PairExamples, index: list[int], **sizes: int) -> dict[str, np.ndarray]:
     index_b = np.array(index)
-    return examples.batch(index_b, index_b >= 0, {"t": 3, "l": 2, **sizes}, 1)
+    sizes = {"t": 3, "l": 2, "k": len(index), "m": len(index), **sizes}
+    return examples.batch(index_b, index_b >= 0, sizes, 1)
 
 
 WANT = {
@@ -84,13 +85,15 @@ WANT = {
     "source_b": np.int32([2, 0, 0]),
     "dimension_b": np.int32([LOOKS, LOOKS, ALIGNED]),
     "group_b": np.int32([1, 1, 1]),
-    "question_b": np.int32([0, 0, 1]),
     "score_bv": np.float32([[NAN, NAN], [1, 4], [NAN, 5]]),
     # w has five rows, of which three are read: 0, 2, 4 of 1 to 5.
     "video_bvt": np.int32(
         [[[6, 7, -1], [1, 3, 5]], [[8, 9, 10], [6, 7, -1]], [[0, -1, -1], [8, 9, 10]]]
     ),
-    "text_bl": np.int32([[4, 5], [4, 5], [3, -1]]),
+    # Two rows ask the same; the third place holds nothing.
+    "asked_b": np.int32([0, 0, 1]),
+    "question_gk": np.int32([[0, 1, -1]]),
+    "text_gkl": np.int32([[[4, 5], [3, -1], [-1, -1]]]),
     "frames_bvtf": np.float16(
         [
             [[[12, 13], [14, 15], [0, 0]], [[2, 3], [6, 7], [10, 11]]],
@@ -98,8 +101,8 @@ WANT = {
             [[[0, 1], [0, 0], [0, 0]], [[16, 17], [18, 19], [20, 21]]],
         ]
     ),
-    "words_ble": np.float16(
-        [[[12, 13, 14], [15, 16, 17]], [[12, 13, 14], [15, 16, 17]], [[9, 10, 11], [0, 0, 0]]]
+    "words_gkle": np.float16(
+        [[[[12, 13, 14], [15, 16, 17]], [[9, 10, 11], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]]
     ),
 }
 
@@ -112,7 +115,8 @@ def test_batch_equals_the_hand_made_one():
     found = load(examples, [2, 0, 1])
     assert list(found) == [
         "index_b", "valid_b", "answer_b", "weight_b", "gap_b", "source_b", "dimension_b",
-        "group_b", "question_b", "score_bv", "video_bvt", "frames_bvtf", "text_bl", "words_ble",
+        "group_b", "score_bv", "asked_b", "question_gk", "video_bvt", "frames_bvtf", "text_gkl",
+        "words_gkle",
     ]  # fmt: skip
     for name, want in WANT.items():
         np.testing.assert_array_equal(found[name], want, err_msg=name)
@@ -121,7 +125,7 @@ def test_batch_equals_the_hand_made_one():
 
 def test_resident_tables_leave_their_rows_on_the_device():
     full, found = load(make(), [5, 0]), load(make(resident=True), [5, 0])
-    assert full.keys() - found.keys() == {"frames_bvtf", "words_ble"}
+    assert full.keys() - found.keys() == {"frames_bvtf", "words_gkle"}
     for name, value in found.items():
         np.testing.assert_array_equal(value, full[name])
 
@@ -141,12 +145,34 @@ def test_scores_answer_the_question_that_is_asked():
 
 def test_without_a_table_its_fields_are_absent():
     found = load(make(videos=None), [0, 1])
-    assert not {"video_bvt", "frames_bvtf"} & found.keys() and "words_ble" in found
+    assert not {"video_bvt", "frames_bvtf"} & found.keys() and "words_gkle" in found
     bare = make(videos=None, questions=None)
     assert {name: axis.need_b.tolist() for name, axis in bare.axes().items()} == {
-        "t": [1] * 6, "l": [1] * 6,
+        "t": [1] * 6, "l": [1] * 6, "k": [1] * 6,
     }  # fmt: skip
     assert "score_bv" in load(bare, [0]) and bare.in_order().tolist() == list(range(6))
+
+
+def test_each_group_has_its_questions_and_anchors():
+    """Rows 1, 2, 4 and 5 are about a prompt and decided; only row 5 has another prompt's group."""
+    examples, index_b = make(contrasts=True), np.array([1, 0, 2, 5, 4, 3])
+    sizes = {"t": 3, "l": 2, "k": 3, "m": 2}
+    found = examples.batch(index_b, np.ones(6, bool), sizes, 2)
+    assert found["question_gk"].tolist() == [[0, 1, -1], [0, 2, -1]]
+    assert found["asked_b"].tolist() == [1, 0, 1, 1, 1, 0]
+    assert found["text_gkl"].tolist() == [
+        [[4, 5], [3, -1], [-1, -1]], [[4, 5], [0, 2], [-1, -1]],
+    ]  # fmt: skip
+    assert found["anchor_gm"].tolist() == [[0, -1], [0, 1]]
+    valid_b = np.array([False, True, True, True, False, True])
+    found = examples.batch(index_b, valid_b, sizes, 2)
+    assert found["anchor_gm"].tolist() == [[2, -1], [0, -1]]
+    axes = examples.axes()
+    assert axes["k"].sizes(index_b.reshape(1, 2, 3)) == 128
+    assert axes["m"].need_b.tolist() == [0, 1, 1, 0, 1, 1]
+    plan = BatchPlan(axes, 6, groups=2, order=index_b)
+    assert plan[0].sizes == {"t": 3, "l": 2, "k": 3, "m": 3}  # no more than a group has rows
+    assert "m" not in make().axes() and "anchor_gm" not in load(make(), [1])
 
 
 def test_axes_hold_the_longer_video_and_limits_hold():

@@ -65,7 +65,7 @@ def test_features_reach_the_batch_from_the_device_or_the_host(root: Path, reside
     data = opened("demo", root, f"data.resident={resident}", "model.pool_video=attention")
     examples = data.examples("dev")
     sizes = {name: axis.need_b.max() for name, axis in examples.axes().items()}
-    batch = examples.batch(np.arange(4), np.ones(4, bool), sizes, 1)
+    batch = examples.batch(np.arange(4), np.ones(4, bool), sizes | {"k": 4}, 1)
     assert ("frames_bvtf" in batch) == (resident == "no")
     pairs, table = data.judged("dev"), data.features[0]
     for b in range(4):
@@ -91,6 +91,20 @@ def test_pairs_of_two_prompts_are_learned_from_only_if_asked_for(
         split: len(data.examples(split)) - len(other.examples(split)) for split in ("train", "dev")
     }
     assert lost == {"train": 0 if kept else 3, "dev": 0}
+
+
+def test_ties_are_shown_to_losses_that_learn_from_them_alone(root: Path) -> None:
+    found, said = {}, {}
+    for variant in ("demo", "demo_btt", "demo_sft_raw"):
+        data = opened(variant, root)
+        answer_n = data.cross.pairs.answer_n[data.examples("train").row_n]
+        found[variant] = len(answer_n), int(np.sum(answer_n == 0))
+        said[variant] = [line for line in data.about() if line.startswith("without")]
+    (decided, none), (whole, ties) = found["demo"], found["demo_btt"]
+    assert none == 0 < ties and decided == whole - ties and found["demo_sft_raw"] == (whole, ties)
+    line = f"without {ties:,} ties, from which config.loss.kind 'bt' learns nothing"
+    assert said == {"demo": [line], "demo_btt": [], "demo_sft_raw": []}
+    assert 0 in opened("demo", root).judged("test").answer_b  # evaluation keeps them
 
 
 def test_interruption_is_invisible(trained: Path, root: Path, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 Source: CleveReward, section 3.1.2 (CLIP-style; no formula there); our notes, A3. Videos that people
 preferred are told from the texts of the other rows, and texts from the other videos.
 
-Everything is written on the whole batch. On CPU the rows that take part are brought together first,
-and the square of similarities has one of a few sizes: work grows with the square of those rows, not
-of the batch. Elsewhere the square of the whole batch is computed, which devices share row by row.
+The rows that may take part come with the batch, so that work grows with the square of their number,
+not of the batch's. They are those of the whole batch, on however many devices.
 """
 
 from __future__ import annotations
@@ -18,30 +17,28 @@ import jax.numpy as jnp
 
 from jaxvsa.core.shapes import bind_dims
 
-_EIGHTHS = (1, 2, 3, 4, 6)
-_SMALL = 512
 _SAFE_EXPONENT = 85.0
 
 
-def anchors(part_b: jax.Array, group_b: jax.Array) -> jax.Array:
-    """bool (b,): of each group the first row with `part_b`, and no other.
+def anchors(part_m: jax.Array, group_m: jax.Array) -> jax.Array:
+    """bool (m,): of each group the first row with `part_m`, and no other.
 
     Args:
-        part_b: bool, rows that may take part: real, of an aligned dimension, not tied.
-        group_b: int32 number of the prompt group.
+        part_m: bool, rows that may take part: real, of an aligned dimension, not tied.
+        group_m: int32 number of the prompt group.
     """
-    bind_dims(part_b=part_b, group_b=group_b)
-    none = jnp.iinfo(group_b.dtype).max
-    key_b = jnp.where(part_b, group_b, none)
-    order_b = jnp.argsort(key_b, stable=True)
-    sorted_b = key_b[order_b]
-    first_b = jnp.concatenate([jnp.ones(1, bool), sorted_b[1:] != sorted_b[:-1]])
-    return jnp.zeros_like(part_b).at[order_b].set(first_b) & part_b
+    bind_dims(part_m=part_m, group_m=group_m)
+    none = jnp.iinfo(group_m.dtype).max
+    key_m = jnp.where(part_m, group_m, none)
+    order_m = jnp.argsort(key_m, stable=True)
+    sorted_m = key_m[order_m]
+    first_m = jnp.concatenate([jnp.ones(1, bool), sorted_m[1:] != sorted_m[:-1]])
+    return jnp.zeros_like(part_m).at[order_m].set(first_m) & part_m
 
 
 @jax.custom_vjp
 def info_nce(
-    video_bd: jax.Array, text_bd: jax.Array, keep_b: jax.Array, question_b: jax.Array
+    video_md: jax.Array, text_gd: jax.Array, keep_m: jax.Array, question_m: jax.Array
 ) -> jax.Array:
     """Mean over the kept rows of the two cross-entropies of a row's own pair, halved; scalar.
 
@@ -52,20 +49,20 @@ def info_nce(
     its exponentials serve rows, columns and gradient, if no product can exceed what float32 holds.
 
     Args:
-        video_bd: float32 or wider, times the scale.
-        text_bd: likewise, unit vectors.
-        keep_b: bool, rows that take part.
-        question_b: int32 number of the text.
+        video_md: float32 or wider, times the scale.
+        text_gd: unit vectors of the same rows, g = m.
+        keep_m: bool, rows that take part.
+        question_m: int32 number of the text.
 
     Raises:
         ValueError: shapes disagree.
     """
-    return _square(False, video_bd, text_bd, keep_b, question_b)[0]
+    return _square(False, video_md, text_gd, keep_m, question_m)[0]
 
 
 def _forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    value, video_bd, text_bd = _square(True, *args)
-    return value, (video_bd, text_bd)
+    value, video_md, text_gd = _square(True, *args)
+    return value, (video_md, text_gd)
 
 
 def _backward(kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[Any, ...]:
@@ -75,48 +72,23 @@ def _backward(kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[Any, 
 info_nce.defvjp(_forward, _backward)
 
 
-def rungs(size: int) -> tuple[int, ...]:
-    """Sizes of the square, ascending, the last one `size`."""
-    if size < _SMALL or size % 8:
-        return (size,)
-    return (*(size * part // 8 for part in _EIGHTHS), size)
-
-
 def _square(
     gradient: bool,
-    video_bd: jax.Array,
-    text_bd: jax.Array,
-    keep_b: jax.Array,
-    question_b: jax.Array,
+    video_md: jax.Array,
+    text_gd: jax.Array,
+    keep_m: jax.Array,
+    question_m: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """The value and, with `gradient`, its derivatives by videos and texts."""
-    bind_dims(video_bd=video_bd, text_bd=text_bd, keep_b=keep_b, question_b=question_b)
-    size = len(keep_b)
-    length_b, text_length_b = (jnp.sum(x * x, axis=-1) for x in (video_bd, text_bd))
-    largest = jnp.sqrt(jnp.max(length_b) * jnp.max(text_length_b)) + jnp.log(jnp.float32(size))
-    bounded = largest < _SAFE_EXPONENT
-
-    def among(sizes: tuple[int, ...], *args: jax.Array) -> tuple[jax.Array, ...]:
-        ways: list[Any] = [functools.partial(_gathered, gradient, rung) for rung in sizes[:-1]]
-        ways += [functools.partial(_dense, gradient, quick) for quick in (True, False)]
-        which = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(args[2]))
-        return jax.lax.switch(jnp.where(bounded, which, len(sizes)), ways, *args)
-
-    return jax.lax.platform_dependent(
-        video_bd, text_bd, keep_b, question_b,
-        cpu=functools.partial(among, rungs(size)), default=functools.partial(among, (size,)),
-    )  # fmt: skip
+    bind_dims(video_md=video_md, text_gd=text_gd, keep_m=keep_m, question_m=question_m)
+    length_m, text_length_g = (jnp.sum(x * x, axis=-1) for x in (video_md, text_gd))
+    largest = jnp.sqrt(jnp.max(length_m) * jnp.max(text_length_g))
+    bounded = largest + jnp.log(jnp.float32(len(keep_m))) < _SAFE_EXPONENT
+    quick, careful = (functools.partial(_terms, gradient, way) for way in (True, False))
+    return jax.lax.cond(bounded, quick, careful, video_md, text_gd, keep_m, question_m)
 
 
-def _gathered(gradient: bool, rung: int, *args: jax.Array) -> tuple[jax.Array, ...]:
-    """`_dense` over `rung` rows, all kept ones among them."""
-    row_m = jnp.argsort(~args[2], stable=True)[:rung]
-    value, *grads = _dense(gradient, True, *(x[row_m] for x in args))
-    # Rows that were not brought along have no gradient; each place is written once.
-    return value, *(jnp.zeros_like(x).at[row_m].set(g) for x, g in zip(args, grads, strict=False))
-
-
-def _dense(
+def _terms(
     gradient: bool,
     quick: bool,
     video_md: jax.Array,
@@ -124,7 +96,7 @@ def _dense(
     keep_m: jax.Array,
     question_m: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """`_square` over all rows given; `quick` takes exponentials as they are, without a maximum."""
+    """`_square`; `quick` takes exponentials as they are, without a maximum."""
     zero = jnp.zeros((), video_md.dtype)
     count = jnp.maximum(jnp.sum(keep_m, dtype=video_md.dtype), 1)
     own_mg = jnp.arange(len(keep_m))[:, None] == jnp.arange(len(keep_m))[None]

@@ -16,12 +16,10 @@ import numpy as np
 
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.core.precision import island
-from jaxvsa.data.scored import ALIGNED, DIMENSIONS
+from jaxvsa.data.scored import DIMENSIONS
 
 LEAST_KAPPA = -10.0
 """Below it log(k^2 - 1) would leave float32."""
-ALIGNED_NUMBERS = tuple(DIMENSIONS.index(name) for name in ALIGNED)
-"""Dimensions whose question holds the prompt: only these can be contrasted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +75,11 @@ class LossOptions:
     def contrasts(self) -> bool:
         """The contrastive term is on."""
         return self.negatives in ("inbatch", "both") and self.contrastive > 0
+
+    @property
+    def learns_from_ties(self) -> bool:
+        """Ties have a weight."""
+        return self.kind in ("btt", "mse")
 
 
 def source_weights(entries: Sequence[str], sources: Sequence[str]) -> np.ndarray:
@@ -212,7 +215,7 @@ def pair_weights(
     "bt_scaled" multiplies by the gap. Chosen: a gap that is not known, 0, counts as one deviation;
     otherwise votes, which have none, would not count at all.
     """
-    counts_b = valid_b if options.kind in ("btt", "mse") else valid_b & (answer_b != 0)
+    counts_b = valid_b if options.learns_from_ties else valid_b & (answer_b != 0)
     if options.kind == "bt_scaled":
         weight_b = weight_b * jnp.where(gap_b > 0, gap_b, 1).astype(weight_b.dtype)
     return jnp.where(counts_b, weight_b, jnp.zeros((), weight_b.dtype))

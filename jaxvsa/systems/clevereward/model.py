@@ -104,14 +104,14 @@ class Scored(struct.PyTreeNode):
 
     Attributes:
         reward_bv: of A and of B, float32 or wider; of the row's dimension under regression.
-        video_bvd: unit vectors of the videos (zero if the projection is zero).
-        text_bd: unit vectors of the questions.
+        video_bvd: projections of the videos, float32 or wider; `unit` shortens them.
+        text_kd: likewise of the questions.
         scale: of the cosine; 1 without one.
     """
 
     reward_bv: jax.Array
     video_bvd: jax.Array
-    text_bd: jax.Array
+    text_kd: jax.Array
     scale: jax.Array
 
 
@@ -139,8 +139,10 @@ class CleveReward(nn.Module):
         self,
         frames_bvtf: jax.Array,
         keep_bvt: jax.Array,
-        words_ble: jax.Array,
-        keep_bl: jax.Array,
+        words_kle: jax.Array,
+        keep_kl: jax.Array,
+        question_k: jax.Array,
+        asked_b: jax.Array,
         dimension_b: jax.Array,
         example_b: jax.Array,
         deterministic: bool,
@@ -150,18 +152,20 @@ class CleveReward(nn.Module):
         Args:
             frames_bvtf: rows of features of A and B.
             keep_bvt: bool, real rows; a video without any is the zero vector.
-            words_ble: rows of features of the question.
-            keep_bl: bool, real rows.
+            words_kle: rows of features of the questions.
+            keep_kl: bool, real rows.
+            question_k: int32 number of the question, keys its dropout.
+            asked_b: int32, which of the questions is asked.
             dimension_b: int32, which output of the regression head counts.
-            example_b: int32 number of the example, keys the dropout.
+            example_b: int32 number of the example, keys the dropout of videos and of the head.
             deterministic: no dropout.
 
         Raises:
             ValueError: shapes disagree.
         """
         dims = bind_dims(
-            frames_bvtf=frames_bvtf, keep_bvt=keep_bvt, words_ble=words_ble, keep_bl=keep_bl,
-            dimension_b=dimension_b, example_b=example_b,
+            frames_bvtf=frames_bvtf, keep_bvt=keep_bvt, words_kle=words_kle, keep_kl=keep_kl,
+            question_k=question_k, asked_b=asked_b, dimension_b=dimension_b, example_b=example_b,
         )  # fmt: skip
         options, b, v = self.options, dims["b"], dims["v"]
         rows = frames_bvtf.reshape(b * v, *frames_bvtf.shape[2:])
@@ -169,36 +173,40 @@ class CleveReward(nn.Module):
         pooled_nf = Pool(options.pool_video, options, name="pool_video")(
             rows, keep_bvt.reshape(b * v, -1), example_n, side_n, deterministic
         )
-        zero_b = jnp.zeros_like(example_b)
-        pooled_be = Pool(options.pool_text, options, name="pool_text")(
-            words_ble, keep_bl, example_b, zero_b, deterministic
+        zero_k = jnp.zeros_like(question_k)
+        pooled_ke = Pool(options.pool_text, options, name="pool_text")(
+            words_kle, keep_kl, question_k, zero_k, deterministic
         )
-        video_nd = unit(self.project("video", pooled_nf, example_n, side_n, deterministic))
-        text_bd = unit(self.project("text", pooled_be, example_b, zero_b, deterministic))
+        video_nd = self.project("video", pooled_nf, example_n, side_n, deterministic)
+        text_kd = self.project("text", pooled_ke, question_k, zero_k, deterministic)
         video_bvd = video_nd.reshape(b, v, -1)
-        scale = jnp.ones((), text_bd.dtype)
+        scale = jnp.ones((), text_kd.dtype)
         if options.head == "regression":
-            place_bv = side_n.reshape(b, v)
-            reward_bvc = self.regress(video_bvd, text_bd, example_b, place_bv, deterministic)
+            place_bv, text_bd = side_n.reshape(b, v), unit(text_kd)[asked_b]
+            reward_bvc = self.regress(unit(video_bvd), text_bd, example_b, place_bv, deterministic)
             pick_bv1 = jnp.broadcast_to(dimension_b[:, None, None], (b, v, 1))
             reward_bv = jnp.take_along_axis(reward_bvc, pick_bv1, axis=-1)[..., 0]
-            return Scored(reward_bv, video_bvd, text_bd, scale)
+            return Scored(reward_bv, video_bvd, text_kd, scale)
         if options.scale == "learned":
             start = nn.initializers.constant(math.log(options.scale_init))
             logit_scale = self.param("logit_scale", start, (), options.precision.param_dtype)
             logit_scale = jnp.clip(logit_scale, 0, math.log(MAX_SCALE))
-            scale = jnp.exp(logit_scale.astype(text_bd.dtype))
-        cosine_bv = jnp.einsum("bvd,bd->bv", video_bvd, text_bd)
-        return Scored(scale * cosine_bv, video_bvd, text_bd, scale)
+            scale = jnp.exp(logit_scale.astype(text_kd.dtype))
+        # The product is divided by the norms, not the vectors: fewer passes over all of them.
+        product_bv = jnp.einsum("bvd,bd->bv", video_bvd, text_kd[asked_b])
+        short_k1 = inverse_norm(text_kd)
+        cosine_bv = product_bv * inverse_norm(video_bvd)[..., 0] * short_k1[asked_b]
+        return Scored(scale * cosine_bv, video_bvd, text_kd, scale)
 
     def project(
         self, name: str, x_nf: jax.Array, example_n: jax.Array, side_n: jax.Array, fixed: bool
     ) -> jax.Array:
-        """Dropout and linear layer: (n,f) -> (n,d)."""
+        """Dropout and linear layer: (n,f) -> (n,d), at least float32."""
         x_nf = Dropout(self.options.dropout, name=f"drop_{name}")(
             x_nf, example_n[:, None], value_number(side_n, x_nf.shape[-1]), fixed
         )
-        return linear(self.options.width, name, self.options.precision)(x_nf)
+        out_nd = linear(self.options.width, name, self.options.precision)(x_nf)
+        return out_nd.astype(island(out_nd))
 
     def regress(
         self,
@@ -318,9 +326,13 @@ def linear(features: int, name: str, precision: Precision) -> nn.Dense:
 
 
 def unit(x_nd: jax.Array) -> jax.Array:
-    """x / sqrt(sum x^2 + 1e-12) in at least float32: zero stays zero, with a finite gradient."""
-    x_nd = x_nd.astype(island(x_nd))
-    return x_nd * jax.lax.rsqrt(jnp.sum(x_nd * x_nd, axis=-1, keepdims=True) + 1e-12)
+    """x / sqrt(sum x^2 + 1e-12): zero stays zero, with a finite gradient."""
+    return x_nd * inverse_norm(x_nd)
+
+
+def inverse_norm(x_nd: jax.Array) -> jax.Array:
+    """1 / sqrt(sum x^2 + 1e-12) of every vector, (n,1)."""
+    return jax.lax.rsqrt(jnp.sum(x_nd * x_nd, axis=-1, keepdims=True) + 1e-12)
 
 
 def masked_mean(x_ntf: jax.Array, keep_nt: jax.Array) -> jax.Array:

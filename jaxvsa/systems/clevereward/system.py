@@ -17,7 +17,6 @@ from jaxvsa.metrics.pairwise import PairCounts
 from jaxvsa.systems.base import Batch, Mean, Params, System, Task
 from jaxvsa.systems.clevereward.contrastive import anchors, info_nce
 from jaxvsa.systems.clevereward.loss import (
-    ALIGNED_NUMBERS,
     LossOptions,
     Targets,
     kappa_of,
@@ -28,7 +27,7 @@ from jaxvsa.systems.clevereward.loss import (
     score_losses,
     source_weights,
 )
-from jaxvsa.systems.clevereward.model import CleveReward, ModelOptions, Scored
+from jaxvsa.systems.clevereward.model import CleveReward, ModelOptions, Scored, unit
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -119,11 +118,11 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
 
     return System(
         name="clevereward",
-        fields=_fields(facts),
+        fields=_fields(facts, losses.contrasts),
         init=init,
         loss=loss,
         tasks={"rank": Task(outputs, measure)},
-        tables={"frames_bvtf": ("video", "video_bvt"), "words_ble": ("text", "text_bl")},
+        tables={"frames_bvtf": ("video", "video_bvt"), "words_gkle": ("text", "text_gkl")},
         parts=PARTS,
         partition=_partition(options),
         couples_batch=losses.contrasts,
@@ -155,15 +154,26 @@ def check_together(options: ModelOptions, losses: LossOptions) -> None:
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
-    """Arguments of the module."""
+    """Arguments of the module; questions of all groups lie one after another."""
+    text_gkl, words_gkle = batch["text_gkl"], batch["words_gkle"]
+    groups, questions, length = text_gkl.shape
     return {
         "frames_bvtf": batch["frames_bvtf"],
         "keep_bvt": batch["video_bvt"] >= 0,
-        "words_ble": batch["words_ble"],
-        "keep_bl": batch["text_bl"] >= 0,
+        "words_kle": words_gkle.reshape(groups * questions, length, -1),
+        "keep_kl": text_gkl.reshape(groups * questions, length) >= 0,
+        "question_k": batch["question_gk"].reshape(-1),
+        "asked_b": _asked(batch),
         "dimension_b": batch["dimension_b"],
         "example_b": batch["index_b"],
     }
+
+
+def _asked(batch: Batch) -> jax.Array:
+    """Place of each row's question among those of all groups."""
+    groups, questions = batch["question_gk"].shape
+    asked_b = batch["asked_b"]
+    return asked_b + jnp.arange(len(asked_b)) // (len(asked_b) // groups) * questions
 
 
 def _scored(model: CleveReward, params: Params, batch: Batch, rng: jax.Array | None) -> Scored:
@@ -209,14 +219,17 @@ def _preference(
 
 def _contrast(batch: Batch, found: Scored) -> Mean:
     """The contrastive term over the chosen videos and the questions of the whole batch."""
-    aligned_b = jnp.isin(batch["dimension_b"], jnp.asarray(ALIGNED_NUMBERS))
-    part_b = batch["valid_b"] & aligned_b & (batch["answer_b"] != 0)
-    keep_b = anchors(part_b, batch["group_b"])
-    chosen_bd = jnp.where(
-        (batch["answer_b"] > 0)[:, None], found.video_bvd[:, 0], found.video_bvd[:, 1]
-    )
-    value = info_nce(found.scale * chosen_bd, found.text_bd, keep_b, batch["question_b"])
-    count = jnp.sum(keep_b, dtype=value.dtype)
+    anchor_gm, answer_b = batch["anchor_gm"], batch["answer_b"]
+    groups = len(anchor_gm)
+    first_g = jnp.arange(groups) * (len(answer_b) // groups)
+    row_m = (first_g[:, None] + jnp.maximum(anchor_gm, 0)).reshape(-1)
+    keep_m = anchors(anchor_gm.reshape(-1) >= 0, batch["group_b"][row_m])
+    asked_m = _asked(batch)[row_m]
+    chosen_md = unit(found.video_bvd[row_m, (answer_b[row_m] < 0).astype(jnp.int32)])
+    text_gd = unit(found.text_kd[asked_m])
+    question_m = batch["question_gk"].reshape(-1)[asked_m]
+    value = info_nce(found.scale * chosen_md, text_gd, keep_m, question_m)
+    count = jnp.sum(keep_m, dtype=value.dtype)
     return Mean(value * count, count)
 
 
@@ -224,16 +237,17 @@ def _or_one(weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, weight, jnp.ones((), weight.dtype))
 
 
-def _fields(facts: Facts) -> dict[str, tuple[str, Any]]:
+def _fields(facts: Facts, contrasts: bool) -> dict[str, tuple[str, Any]]:
     """Batch field -> (axes, dtype)."""
-    whole = ("index_b", "answer_b", "source_b", "dimension_b", "group_b", "question_b")
+    whole = ["index_b", "answer_b", "source_b", "dimension_b", "group_b", "asked_b"]
+    whole += ["question_gk", "video_bvt", "text_gkl"] + ["anchor_gm"] * contrasts
     fields: dict[str, tuple[str, Any]] = {
-        name: (name.rpartition("_")[2], jnp.int32) for name in (*whole, "video_bvt", "text_bl")
+        name: (name.rpartition("_")[2], jnp.int32) for name in whole
     }
     fields |= {name: ("b", jnp.float32) for name in ("weight_b", "gap_b")}
     fields |= {"valid_b": ("b", jnp.bool_), "score_bv": ("bv", jnp.float32)}
     fields["frames_bvtf"] = ("bvtf", facts.video_dtype)
-    fields["words_ble"] = ("ble", facts.text_dtype)
+    fields["words_gkle"] = ("gkle", facts.text_dtype)
     return fields
 
 

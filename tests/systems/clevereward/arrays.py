@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvsa.systems.base import System, expand
+from jaxvsa.data.scored import ALIGNED_NUMBERS
+from jaxvsa.systems.base import Batch, System, expand
 from jaxvsa.systems.clevereward.system import Facts, build
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.state import start
@@ -72,9 +74,39 @@ def facts(
     return Facts(tuple(sources), video_width, "float32", text_width, "float32", *tables)
 
 
+def alone(batch: Batch) -> Batch:
+    """A real batch from one whose rows have a question each: "question_b", "text_bl", "words_ble".
+
+    Nothing is shared, and whoever may be an anchor is named as one. Can be traced.
+    """
+    batch = {name: jnp.asarray(column) for name, column in batch.items()}
+    at_b = jnp.arange(len(batch["answer_b"]))
+    part_b = batch["valid_b"] & jnp.isin(batch["dimension_b"], jnp.array(ALIGNED_NUMBERS))
+    part_b &= batch["answer_b"] != 0
+    given = {"question_gk": "question_b", "text_gkl": "text_bl", "words_gkle": "words_ble"}
+    own = {new: batch.pop(old)[None] for new, old in given.items()}
+    return {**batch, **own, "asked_b": at_b, "anchor_gm": jnp.where(part_b, at_b, -1)[None]}
+
+
+def by_rows(system: System) -> System:
+    """The same system on batches whose rows have a question each."""
+    rank = system.tasks["rank"]
+    return dataclasses.replace(
+        system,
+        init=lambda rng, batch: system.init(rng, alone(batch)),
+        loss=lambda params, batch, rng: system.loss(params, alone(batch), rng),
+        tasks={
+            "rank": dataclasses.replace(
+                rank, outputs=lambda params, batch: rank.outputs(params, alone(batch))
+            )
+        },
+        tables={"frames_bvtf": ("video", "video_bvt"), "words_ble": ("text", "text_bl")},
+    )
+
+
 def system(video_width: int, text_width: int, **changes: Any) -> System:
-    """A system of one source."""
-    return build(config(**changes), facts(video_width, text_width))
+    """A system of one source, on batches as `columns` makes them."""
+    return by_rows(build(config(**changes), facts(video_width, text_width)))
 
 
 def columns(video_bv: np.ndarray, text_b: np.ndarray, answer_b: np.ndarray, **more: Any) -> dict:
@@ -185,7 +217,8 @@ def rewards(
 def random_batch(size: int = 8, seed: int = 0, rows: int = 3, words: int = 4) -> dict[str, Any]:
     """A batch with everything in it: ties, padding, shared groups and questions, missing scores.
 
-    Features are given, widths 6 and 5; the last row is padding.
+    Rows have words of a question each, also where the questions' numbers are the same. Features are
+    given, widths 6 and 5; the last row is padding.
     """
     rng = np.random.default_rng(seed)
     count_bv = rng.integers(1, rows + 1, (size, 2, 1))
@@ -215,13 +248,61 @@ def random_batch(size: int = 8, seed: int = 0, rows: int = 3, words: int = 4) ->
     }
 
 
+def same_words(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """`random_batch` where rows with the same question have the same words."""
+    number_b = batch["question_b"].tolist()
+    first_b = [number_b.index(number) for number in number_b]
+    return {**batch, **{name: batch[name][first_b] for name in ("text_bl", "words_ble")}}
+
+
+def shared(batch: Mapping[str, Any], groups: int, spare: int = 2) -> dict[str, Any]:
+    """A real batch from `same_words`, row by row: each question and each anchor once in a group.
+
+    `spare` places of both axes hold nothing.
+    """
+    rows = len(batch["answer_b"]) // groups
+    asked, questions, anchors = [], [], []
+    for first in range(0, groups * rows, rows):
+        known: list[int] = []
+        taken: dict[int, int] = {}
+        for b in range(first, first + rows):
+            if batch["question_b"][b] not in [batch["question_b"][k] for k in known]:
+                known.append(b)
+            asked.append([batch["question_b"][k] for k in known].index(batch["question_b"][b]))
+            part = batch["valid_b"][b] and batch["dimension_b"][b] in ALIGNED_NUMBERS
+            if part and batch["answer_b"][b]:
+                taken.setdefault(int(batch["group_b"][b]), b - first)
+        questions.append(known)
+        anchors.append(list(taken.values()))
+
+    def fill(column: np.ndarray, value: float) -> np.ndarray:
+        size = max(map(len, questions)) + spare
+        out = np.full((groups, size, *column.shape[1:]), value, column.dtype)
+        for g, known in enumerate(questions):
+            out[g, : len(known)] = column[known]
+        return out
+
+    anchor_gm = np.full((groups, max(map(len, anchors)) + spare), -1, np.int32)
+    for g, row in enumerate(anchors):
+        anchor_gm[g, : len(row)] = row
+    kept = {n: c for n, c in batch.items() if n not in ("question_b", "text_bl", "words_ble")}
+    return {
+        **kept,
+        "asked_b": np.array(asked, np.int32),
+        "question_gk": fill(batch["question_b"], -1),
+        "text_gkl": fill(batch["text_bl"], -1),
+        "words_gkle": fill(batch["words_ble"], 9.0),
+        "anchor_gm": anchor_gm,
+    }
+
+
 SMALL = {"width": 16, "mlp_width": 24, "hidden": 12, "scale_init": 5.0}
 
 
 def small(model: Mapping[str, Any] | None = None, **loss: Any) -> tuple[dict[str, Any], System]:
     """Configuration and system for `random_batch`."""
     chosen = config({**SMALL, **(model or {})}, **loss)
-    return chosen, build(chosen, facts(6, 5, ("one", "two")))
+    return chosen, by_rows(build(chosen, facts(6, 5, ("one", "two"))))
 
 
 def random_params(system: System, batch: Mapping[str, Any], seed: int = 1) -> Any:

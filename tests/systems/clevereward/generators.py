@@ -78,7 +78,8 @@ def scales(
         [part.score_n.mean(), part.score_n.std(), *ends]
         for part, ends in zip(train, ((0, 100), (1, 4)), strict=True)
     ]
-    system = arrays.build(arrays.config(model, **loss), arrays.facts(16, 8, "AB", ends))
+    made = arrays.build(arrays.config(model, **loss), arrays.facts(16, 8, "AB", ends))
+    system = arrays.by_rows(made)
     rng, video_bv, source_b = np.random.default_rng(100 + seed), [], []
     for number, part in enumerate(train):
         rows_bv = np.stack(part.pairs(8000, rng), axis=1)

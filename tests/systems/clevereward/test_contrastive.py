@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvsa.systems.clevereward import contrastive
-from jaxvsa.systems.clevereward.contrastive import anchors, info_nce, rungs
+from jaxvsa.systems.clevereward.contrastive import anchors, info_nce
 
 
 def looped(video: Any, text: Any, keep: Any, question: Any) -> float:
@@ -52,7 +51,7 @@ def plain(video_bd: Any, text_bd: Any, keep_b: Any, question_b: Any) -> jax.Arra
 
 
 @pytest.mark.parametrize("scale", [10.0, 100.0])
-@pytest.mark.parametrize(("size", "kept"), [(20, 0.7), (512, 0.1), (512, 0.45), (512, 0.95)])
+@pytest.mark.parametrize(("size", "kept"), [(20, 0.7), (64, 0.1), (512, 0.95)])
 def test_gradient_is_autodiffs_in_float64(size: int, kept: float, scale: float) -> None:
     with jax.enable_x64(True):
         given = [jnp.asarray(x) for x in case(size, kept, scale, dtype=np.float64)]
@@ -65,18 +64,6 @@ def test_gradient_is_autodiffs_in_float64(size: int, kept: float, scale: float) 
         np.testing.assert_allclose(got, want, rtol=1e-12)
         for one, other in zip(got_grads, want_grads, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-13)
-
-
-def test_where_it_is_computed_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = case(512, 0.3, 10.0)
-    grad = jax.value_and_grad(info_nce, argnums=(0, 1))
-    got = jax.jit(lambda *x: grad(*x))(*given)
-    assert rungs(512) == (64, 128, 192, 256, 384, 512) and rungs(24) == (24,)
-    monkeypatch.setattr(contrastive, "rungs", lambda size: (size,))
-    for one, other in zip(
-        jax.tree.leaves(got), jax.tree.leaves(jax.jit(lambda *x: grad(*x))(*given)), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_without_rows_it_is_zero_with_a_zero_gradient() -> None:

@@ -13,9 +13,8 @@ from systems.clevereward import arrays
 
 from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.scored import DIMENSIONS
+from jaxvsa.data.scored import ALIGNED_NUMBERS, DIMENSIONS
 from jaxvsa.systems.clevereward.loss import (
-    ALIGNED_NUMBERS,
     LossOptions,
     Targets,
     kappa_of,

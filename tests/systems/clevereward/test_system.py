@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -181,18 +182,49 @@ def test_who_takes_part_in_the_contrastive_term(field: str, value: Any, takes_pa
     assert float(term.total) == pytest.approx(total, rel=1e-5)
 
 
+def real(name: str, **model: Any) -> tuple[System, System]:
+    """The system, and the same on rows with a question each."""
+    config, by_rows = arrays.small({**CASES[name][0], **model}, **CASES[name][1])
+    return build(config, arrays.facts(6, 5, ("one", "two"))), by_rows
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@ALL
+def test_shared_questions_and_named_anchors_change_nothing(name: str, groups: int) -> None:
+    """Loss, gradients and rewards, dropout and padding of both axes included."""
+    system, by_rows = real(name, dropout=0.2)
+    batch = arrays.same_words(arrays.random_batch(24))
+    batch["question_b"] %= 7
+    batch = arrays.same_words(batch)
+    params = arrays.random_params(by_rows, batch)
+    packed = arrays.shared(batch, groups)
+    assert packed["question_gk"].size < 24 + 4 * groups
+    if not system.couples_batch:
+        del packed["anchor_gm"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def all_of(system: System, params: Any, batch: Any) -> Any:
+        def value(params: Any) -> jax.Array:
+            term = system.loss(params, batch, jax.random.key(3))["loss"]
+            return term.total / term.weight
+
+        return jax.value_and_grad(value)(params), system.tasks["rank"].outputs(params, batch)
+
+    got, want = all_of(system, params, packed), all_of(by_rows, params, batch)
+    same(jax.tree.leaves(got), jax.tree.leaves(want))
+
+
 MESHES = {"data": (4, 1), "fsdp": (2, 2)}
 
 
 @pytest.mark.parametrize("name", ["bt", "btt", "mse"])
 def test_four_devices_compute_what_one_does(name: str) -> None:
-    model, loss = CASES[name]
-    _, system = arrays.small(model, **loss)
-    batch = arrays.random_batch(16 if name == "btt" else 512)
-    params = arrays.random_params(system, batch)
-    micro = {field: column[None] for field, column in batch.items()}
+    system, by_rows = real(name)
+    batch = arrays.same_words(arrays.random_batch(16 if name == "btt" else 512))
+    params = arrays.random_params(by_rows, batch)
     found = {}
     for mesh_name, (data, fsdp) in {"one": (1, 1), **MESHES}.items():
+        micro = {f: column[None] for f, column in arrays.shared(batch, data * fsdp).items()}
         mesh = meshes.make_mesh(meshes.MeshOptions(data, fsdp, 1, "jit"))
         state = start(system, optax.sgd(0.1), params, jax.random.key(0))
         places = meshes.shardings(state, system.partition, mesh, params=state.params())
@@ -251,13 +283,18 @@ def test_step_on_a_mesh_runs_and_rules_are_total(name: str) -> None:
 
 
 def test_fields_are_those_of_the_batch() -> None:
-    batch = arrays.random_batch(8)
-    _, system = arrays.small()
-    sizes = {"b": 8, "v": 2, "t": 3, "l": 4, "f": 6, "e": 5}
+    batch = arrays.shared(arrays.same_words(arrays.random_batch(8)), 2)
+    config, _ = arrays.small(negatives="inbatch")
+    system = build(config, arrays.facts(6, 5, ("one", "two")))
+    sizes = {"b": 8, "v": 2, "t": 3, "l": 4, "f": 6, "e": 5, "g": 2}
+    sizes |= {"k": batch["question_gk"].shape[1], "m": batch["anchor_gm"].shape[1]}
     shapes = abstract_batch(system, sizes)
     assert {f: (s.shape, s.dtype) for f, s in shapes.items()} == {
         f: (c.shape, c.dtype) for f, c in batch.items()
     }
+    config, _ = arrays.small()
+    without = build(config, arrays.facts(6, 5, ("one", "two"))).fields
+    assert system.fields.keys() - without.keys() == {"anchor_gm"}
     params = jax.eval_shape(system.init, jax.random.key(0), shapes)
     assert set(params) == {"video", "text", "logit_scale"}
     terms = jax.eval_shape(lambda p, b: system.loss(p, b, None), params, shapes)
