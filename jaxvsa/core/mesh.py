@@ -159,8 +159,7 @@ def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
     sharding = NamedSharding(mesh, P(*[None] * axis, BATCH_AXES))
     mine, count = local_shards(mesh)
     shards = len(mine)
-
-    def put(path: str, array: Any) -> jax.Array:
+    for path, array in trees.named(batch).items():
         if array.ndim <= axis:
             raise ValueError(f"'{path}' has shape {array.shape}: no batch dimension {axis}")
         if array.shape[axis] % shards:
@@ -168,12 +167,15 @@ def put_batch(batch: trees.Tree, mesh: Mesh, axis: int = 0) -> trees.Tree:
                 f"batch size {array.shape[axis]} of '{path}' cannot be split over {shards} devices "
                 f"(config.mesh: data x fsdp); choose a multiple of {shards} or fewer devices"
             )
+    if jax.process_count() == 1:  # all arrays at once, in less than half the time
+        return jax.device_put(batch, sharding)
+
+    def put(array: Any) -> jax.Array:
         shape = list(array.shape)
         shape[axis] = shape[axis] // shards * count
         return jax.make_array_from_process_local_data(sharding, array, tuple(shape))
 
-    placed = [put(path, array) for path, array in trees.named(batch).items()]
-    return jax.tree.unflatten(jax.tree.structure(batch), placed)
+    return jax.tree.map(put, batch)
 
 
 def put_whole(tree: trees.Tree, mesh: Mesh) -> trees.Tree:
