@@ -34,6 +34,7 @@ from jaxvsa.core.precision import Precision
 from jaxvsa.layers.bert_blocks import AttentionBlock
 from jaxvsa.layers.decoder import Decoder, RopeScaling
 from jaxvsa.layers.lora import LoraOptions
+from jaxvsa.layers.tokens import Tokens
 
 SPACE, FRAMES = (32, 64, 257), (1, 2, 4, 8, 16, 32, 64, 128)
 VARIANTS = ("joint", "divided", "spatial")
@@ -54,7 +55,8 @@ def attend(model: AttentionBlock, variant: str, params: Any, x_fsd: jax.Array) -
 
     def run(x_nzd: jax.Array, use: str) -> jax.Array:
         keep_nz = jnp.ones(x_nzd.shape[:2], bool)
-        return model.apply({"params": params}, x_nzd, x_nzd, keep_nz, use)
+        every = Tokens(x_nzd)
+        return model.apply({"params": params}, every, every, keep_nz, use).row_bqd
 
     if variant == "joint":
         return run(x_fsd.reshape(1, -1, x_fsd.shape[-1]), "space").reshape(x_fsd.shape)
@@ -77,7 +79,7 @@ def measure(
 ) -> dict[str, Any]:
     """One point: counted always, timed if it fits into memory."""
     shape = jax.ShapeDtypeStruct((frames, space, args.width), jnp.dtype(args.dtype))
-    example = jnp.zeros((1, 1, args.width), shape.dtype)
+    example = Tokens(jnp.zeros((1, 1, args.width), shape.dtype))
     keep = jnp.ones((1, 1), bool)
     params = model.init(jax.random.key(0), example, example, keep, "space")["params"]
     run = jax.jit(functools.partial(attend, model, variant))

@@ -211,9 +211,10 @@ def compare(args: argparse.Namespace, part: str) -> dict[str, Any]:
     """All sides of one part, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         # The flags again, from their values: tests call `main` with a list of its own.
-        base = ["--frames", args.frames, "--batch", args.batch, "--words", args.words,
+        base = ["--frames", args.frames, "--batch", args.batch,
                 "--prompt", args.prompt, "--answer", args.answer, "--dtype", args.dtype,
-                "--llm", args.llm, "--parts", part, "--folder", folder]  # fmt: skip
+                "--llm", args.llm, "--parts", part, "--folder", folder,
+                "--lengths", *args.lengths]  # fmt: skip
         base += [f"--{name}" for name in ("tiny", "remat", "tf32") if getattr(args, name)]
         command = [sys.executable, "-m", "benchmarks.bench_mtransllama_step", *map(str, base)]
         sides: dict[str, harness.Side] = {}
@@ -265,7 +266,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The record of all parts."""
     record: dict[str, Any] = {
         "benchmark": "mtransllama_step", "machine": None, "dtype": args.dtype, "tf32": args.tf32,
-        "llm": args.llm, "batch": args.batch, "frames": args.frames, "words": args.words,
+        "llm": args.llm, "batch": args.batch, "frames": args.frames, "words": args.lengths,
         "prompt": args.prompt, "answer": args.answer, "remat": args.remat,
         "llm_visual_tokens": 0, "parts": {},
     }  # fmt: skip
@@ -286,7 +287,13 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--llm", choices=sorted({*VOCAB} - {"tiny"}), default="none")
     parser.add_argument("--frames", type=int, default=4, help="of a clip")
     parser.add_argument("--batch", type=int, default=2, help="examples")
-    parser.add_argument("--words", type=int, default=96, help="the Q-Former reads, padding too")
+    parser.add_argument("--words", type=int, default=96, help="of the Q-Former, in the longest row")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        help="words of each row; default: --words once, then three quarters",
+    )
     parser.add_argument("--prompt", type=int, default=64, help="tokens the LLM reads")
     parser.add_argument("--answer", type=int, default=8, help="tokens that are learned")
     parser.add_argument("--repeats", type=int, default=20, help="timings of each side")
@@ -306,6 +313,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if args.tiny:
         args.words, args.prompt = min(args.words, 24), min(args.prompt, 8)
+    if args.lengths and len(args.lengths) != args.batch:
+        parser.error(f"--lengths: {len(args.lengths)} rows, but --batch is {args.batch}")
+    args.lengths = mtransllama_case.word_lengths(args)
     args.parts = args.parts or (PARTS if args.llm != "none" else PARTS[:2])
     if "generate" in args.parts and args.llm == "none":
         parser.error("--parts generate needs --llm")

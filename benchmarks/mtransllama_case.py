@@ -13,7 +13,13 @@ import numpy as np
 
 from jaxvsa.core.config import build, load_config, to_plain
 from jaxvsa.core.trees import named, nest
+from jaxvsa.data.language import ragged
+from jaxvsa.data.packing import pack_tokens
+from jaxvsa.data.plan import BatchPlan
+from jaxvsa.data.question_batches import PACKED_UNIT
+from jaxvsa.data.sizes import Axis
 from jaxvsa.layers.qformer import QFormer
+from jaxvsa.layers.tokens import Words
 from jaxvsa.systems import module
 from jaxvsa.systems.base import Mean, System
 from jaxvsa.systems.mtransllama.model import ModelOptions
@@ -101,18 +107,29 @@ def draw(path: str, leaf: Any, scale: float) -> np.ndarray:
     return value.astype(leaf.dtype)
 
 
+def word_lengths(args: argparse.Namespace) -> list[int]:
+    """Words of each row."""
+    shorter = max(args.words * 3 // 4, 1)
+    return args.lengths or [args.words] + [shorter] * (args.batch - 1)
+
+
 def inputs(args: argparse.Namespace, case: Case) -> dict[str, np.ndarray]:
-    """One batch: cached patches, words of which one row is shorter, a prompt and an answer."""
+    """One batch: cached patches, packed words of the lengths asked for, a prompt and an answer."""
     rng, rows = np.random.default_rng(0), args.batch
     options = case.options
     shape = (rows, args.frames, options.vision.num_tokens, case.width)
     patches = rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
-    length_b = np.full(rows, args.words, np.int32)
-    length_b[1:] = max(args.words * 3 // 4, 1)
+    words = ragged([rng.integers(1, case.words_size, n).tolist() for n in word_lengths(args)])
+    axes = {"w": Axis(words.length_b, True, 1, PACKED_UNIT, within="l"),
+            "l": Axis(words.length_b, False, 1)}  # fmt: skip
+    sizes = BatchPlan(axes, rows, order=np.arange(rows))[0].sizes
+    ids_gw, word_bl = pack_tokens(
+        words, np.arange(rows), words.length_b, sizes["w"], sizes["l"], 1, 0
+    )
     found = {
         "frames_btpf": patches.astype(options.precision.compute_dtype),
-        "word_bl": rng.integers(1, case.words_size, (rows, args.words)).astype(np.int32),
-        "word_length_b": length_b,
+        "ids_gw": ids_gw,
+        "word_bl": word_bl,
         "index_b": np.arange(rows, dtype=np.int32),
         "valid_b": np.ones(rows, bool),
     }
@@ -139,8 +156,14 @@ def qformer_module(options: ModelOptions) -> QFormer:
 
 def arguments(batch: Any) -> tuple[Any, ...]:
     """Of the Q-Former, but the last."""
-    keep_bl = jnp.arange(batch["word_bl"].shape[1])[None] < batch["word_length_b"][:, None]
-    return batch["frames_btpf"], batch["word_bl"], keep_bl, batch["index_b"]
+    return batch["frames_btpf"], Words(batch["ids_gw"], batch["word_bl"]), batch["index_b"]
+
+
+def padded_words(batch: Any) -> dict[str, np.ndarray]:
+    """The words of a batch as a rectangle: ids (b,l), and which of them are real."""
+    keep_bl = batch["word_bl"] >= 0
+    ids_bl = np.where(keep_bl, batch["ids_gw"][0][batch["word_bl"]], 0)
+    return {"ids_bl": ids_bl, "keep_bl": keep_bl}
 
 
 def tokens(model: QFormer, params: Any, batch: Any) -> jax.Array:

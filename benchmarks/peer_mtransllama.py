@@ -195,7 +195,7 @@ class Peer(nn.Module):
 
     def tokens(self, batch: Mapping[str, Any]) -> Any:
         """What the Q-Former makes of a batch."""
-        return self.qformer(batch["frames_btpf"], batch["word_bl"], batch["keep_bl"])
+        return self.qformer(batch["frames_btpf"], batch["ids_bl"], batch["keep_bl"])
 
     def begin(self, visual: Any, prompt: Any, cache: Any) -> Any:
         """Scores of the first token."""
@@ -216,10 +216,7 @@ class Theirs:
         """`compiled`: torch.compile, otherwise eager."""
         self.case, self.device = case, device
         self.model = Peer(case, device)
-        keep = (
-            np.arange(case.batch["word_bl"].shape[1])[None] < case.batch["word_length_b"][:, None]
-        )
-        batch = {**case.batch, "keep_bl": keep}
+        batch = {**case.batch, **mtransllama_case.padded_words(case.batch)}
         if case.vocab_size:
             batch["visual_bqd"] = mtransllama_case.visual_tokens(case)
         self.batch = {

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.features import FeatureTable
+from jaxvsa.data.packing import pack_tokens, places, starts
 from jaxvsa.data.sizes import Axis
 from jaxvsa.data.text import Tokens
 
@@ -170,20 +171,11 @@ class CommentExamples:
         self, index_b: np.ndarray, packed: int, longest: int, groups: int
     ) -> dict[str, np.ndarray]:
         assert self._tokens is not None
-        span_b, length_b = self._span_b[index_b], self._tokens.length_b[index_b]
-        start_b = _starts(span_b.reshape(groups, -1), None, packed, longest)
-        place_l = np.arange(longest)
-        ids_gn = np.full((groups, packed), self._pad_id, np.int32)
-        real_bl = place_l < length_b[:, None]
-        row_b, place = np.nonzero(real_bl)
-        group_b = np.repeat(np.arange(groups), len(index_b) // groups)
-        source = self._tokens.start_b[index_b][row_b] + place
-        ids_gn[group_b[row_b], start_b[row_b] + place] = self._tokens.ids_n[source]
-        return {
-            "ids_gn": ids_gn,
-            "word_bl": _where(start_b, span_b, place_l),
-            "length_b": length_b.astype(np.int32),
-        }
+        ids_gn, word_bl = pack_tokens(
+            self._tokens, index_b, self._span_b[index_b], packed, longest, groups, self._pad_id
+        )
+        length_b = self._tokens.length_b[index_b].astype(np.int32)
+        return {"ids_gn": ids_gn, "word_bl": word_bl, "length_b": length_b}
 
     def _frames(
         self, index_b: np.ndarray, packed: int, longest: int, groups: int
@@ -194,7 +186,7 @@ class CommentExamples:
         span_b, count_b = self._tower_b[index_b], self._count_b[index_b]
         owner_gr = video_b.reshape(groups, -1) if videos.share else None
         room_gr = self._room_b[index_b].reshape(groups, -1)
-        start_b = _starts(room_gr, owner_gr, packed, longest)
+        start_b = starts(room_gr, owner_gr, packed, longest)
         frame_gm = np.full((groups, packed), -1, np.int32)
         row_b, place = np.nonzero(np.arange(count_b.max()) < count_b[:, None])
         group_b = np.repeat(np.arange(groups), len(index_b) // groups)
@@ -202,40 +194,10 @@ class CommentExamples:
         frame_gm[group_b[row_b], start_b[row_b] + place] = source
         frames = {
             "frame_gm": frame_gm,
-            "shot_bt": _where(start_b, span_b, np.arange(longest)),
+            "shot_bt": places(start_b, span_b, np.arange(longest)),
             "count_b": count_b.astype(np.int32),
         }
         if not videos.resident:
             frames["video_gmf"] = videos.features.values_nf.take(frame_gm, axis=0, mode="clip")
             frames["video_gmf"][frame_gm < 0] = 0
         return frames
-
-
-def _starts(
-    span_gr: np.ndarray, owner_gr: np.ndarray | None, packed: int, longest: int
-) -> np.ndarray:
-    """Where each row begins if the rows of a group lie one after another: int64 (b,).
-
-    Rows of the same owner begin at the same place. An axis of the size of a rectangle is one: row
-    after row, whatever the spans and owners, as its readers take it for granted.
-    """
-    span_gr = span_gr.astype(np.int64)
-    if packed == longest * span_gr.shape[1]:
-        return np.tile(np.arange(0, packed, longest), len(span_gr))
-    if owner_gr is None:
-        return (np.cumsum(span_gr, axis=1) - span_gr).reshape(-1)
-    order_gr = np.argsort(owner_gr, axis=1, kind="stable")
-    span_gr = np.take_along_axis(span_gr, order_gr, axis=1)
-    owner_gr = np.take_along_axis(owner_gr, order_gr, axis=1)
-    new_gr = np.ones_like(owner_gr, dtype=bool)
-    new_gr[:, 1:] = owner_gr[:, 1:] != owner_gr[:, :-1]
-    start_gr = np.empty_like(span_gr)
-    sorted_gr = np.cumsum(span_gr * new_gr, axis=1) - span_gr
-    np.put_along_axis(start_gr, order_gr, sorted_gr, axis=1)
-    return start_gr.reshape(-1)
-
-
-def _where(start_b: np.ndarray, span_b: np.ndarray, place_l: np.ndarray) -> np.ndarray:
-    """Places of the rows' elements, int32 (b,l), -1 behind them."""
-    place_bl = start_b[:, None] + place_l
-    return np.where(place_l < span_b[:, None], place_bl, -1).astype(np.int32)

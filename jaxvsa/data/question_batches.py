@@ -9,11 +9,15 @@ import numpy as np
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.features import FeatureTable, even_rows
+from jaxvsa.data.packing import pack_tokens
 from jaxvsa.data.sizes import Axis
 from jaxvsa.data.text import Tokens
 
 TEXT_UNIT = 16
 """Padded prompts and dialogues have a multiple of so many tokens."""
+
+PACKED_UNIT = 8
+"""Packed words are a multiple of so many, unless their rows fill a rectangle."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ class Choices:
 class QuestionExamples:
     """Loads any questions as one padded batch; what `pipeline.batches` reads.
 
-    Fields of a batch, for rows b:
+    Fields of a batch, for rows b in groups g:
 
         index_b int32                number of the example
         valid_b bool                 False for rows that fill up a batch
@@ -85,7 +89,8 @@ class QuestionExamples:
         label_<task>_b int32         with choices: the right one
         choice_bcy int32             with choices: tokens y of each answer, then padding
         choice_length_bc int32       real tokens of it; 0 for an answer that is not offered
-        word_bl, word_length_b       what the Q-Former reads, then padding; if it reads text
+        ids_gw int32                 what the Q-Former reads, row after row; if it reads text
+        word_bl int32                where in w the words of a row lie; -1 behind them
         frame_bt int32               row of the table of frames, or
         patch_btp int32              rows of the table of patches; if there are clips
         pixel_bti, frames_btpf       these rows, unless `resident`
@@ -123,13 +128,18 @@ class QuestionExamples:
         return len(self._prompts)
 
     def axes(self) -> dict[str, Axis]:
-        """What the axes of a batch have to hold: n and a of the language model, l of the words."""
+        """What the axes of a batch have to hold: n and a of the language model, w and l of words.
+
+        The Q-Former's work on words grows with w, but for their attention, which grows with l.
+        """
         axes = {
             "n": Axis(self._prompts.length_b, False, 0.6, TEXT_UNIT),
             "a": Axis(self._answers.length_b, False, 0.1, 4),
         }
         if self._words is not None:
-            axes["l"] = Axis(self._words.length_b, False, 0.3, TEXT_UNIT)
+            length_b = self._words.length_b
+            axes["w"] = Axis(length_b, True, 0.25, PACKED_UNIT, within="l")
+            axes["l"] = Axis(length_b, False, 0.05, TEXT_UNIT)
         return axes
 
     def in_order(self) -> np.ndarray:
@@ -142,8 +152,7 @@ class QuestionExamples:
     def batch(
         self, index_b: np.ndarray, valid_b: np.ndarray, sizes: Mapping[str, int], groups: int
     ) -> dict[str, np.ndarray]:
-        """The questions `index_b`, padded to `sizes`; all groups are padded alike."""
-        del groups
+        """The questions `index_b`, padded to `sizes`; words are packed in `groups` parts."""
         batch = {"index_b": index_b.astype(np.int32), "valid_b": valid_b}
         for task, label_b in self._labels.items():
             batch[f"label_{task}_b"] = label_b[index_b].astype(np.int32)
@@ -153,8 +162,10 @@ class QuestionExamples:
         batch["answer_ba"] = padded(self._answers, index_b, sizes["a"], pad_id)
         batch["answer_length_b"] = self._answers.length_b[index_b]
         if self._words is not None:
-            batch["word_bl"] = padded(self._words, index_b, sizes["l"], 0)
-            batch["word_length_b"] = self._words.length_b[index_b]
+            span_b = self._words.length_b[index_b]
+            batch["ids_gw"], batch["word_bl"] = pack_tokens(
+                self._words, index_b, span_b, sizes["w"], sizes["l"], groups, 0
+            )
         return batch | self._offered(index_b) | self._frames(index_b)
 
     def _offered(self, index_b: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ from jaxvsa.core.precision import Precision, island
 from jaxvsa.layers.attention import masked_softmax
 from jaxvsa.layers.lora import LoraDense, LoraOptions
 from jaxvsa.layers.routing import routed_softmax
+from jaxvsa.layers.tokens import Tokens
 from jaxvsa.layers.transformer import dense, gelu, layer_norm
 
 
@@ -41,34 +41,24 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_bqd: jax.Array,
-        memory_bzf: jax.Array,
+        x: Tokens,
+        memory: Tokens,
         keep_bz: jax.Array,
         use: str,
         weight_bm: jax.Array | None = None,
         sees_mqz: jax.Array | None = None,
-        shared_yzd: jax.Array | None = None,
-    ) -> jax.Array:
-        """(b,q,d) -> (b,q,d).
+    ) -> Tokens:
+        """Tokens like `x`, whose words then differ between frames.
 
         Args:
-            x_bqd: what asks.
-            memory_bzf: what is seen.
+            x: what asks.
+            memory: what is seen.
             keep_bz: bool, real keys.
             use: which low-rank changes apply.
             weight_bm: of the masks; None for plain attention.
             sees_mqz: the masks.
-            shared_yzd: what asks and is seen behind the two, the same for b/y rows in a row:
-                projected once for all of them.
         """
-
-        def with_shared(project: Callable[[jax.Array], jax.Array], x_bqd: jax.Array) -> jax.Array:
-            if shared_yzd is None:
-                return project(x_bqd)
-            more_bqd = jnp.repeat(project(shared_yzd), len(x_bqd) // len(shared_yzd), axis=0)
-            return jnp.concatenate([project(x_bqd), more_bqd], axis=1)
-
-        width = x_bqd.shape[-1]
+        width = x.row_bqd.shape[-1]
         if width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide width {width}")
         head = (self.num_heads, width // self.num_heads)
@@ -76,14 +66,13 @@ class AttentionBlock(nn.Module):
             LoraDense, width, self.uses, self.lora, self.precision
         )  # query and value, MTransLLAMA, section III-C
         query, value = lora(name="query"), lora(name="value")
-        q_bqd = with_shared(lambda x: query(x, use), x_bqd)
-        k_bzd = with_shared(dense(width, "key", self.precision), memory_bzf)
-        v_bzd = with_shared(lambda x: value(x, use), memory_bzf)
-        x_bqd = with_shared(lambda x: x, x_bqd)
-        q_bqhe = q_bqd.reshape(*x_bqd.shape[:2], *head)
-        k_bzhe, v_bzhe = (x.reshape(*keep_bz.shape, *head) for x in (k_bzd, v_bzd))
+        q_bqd = x.map(lambda x_bqd: query(x_bqd, use)).joined()
+        k_bzd = memory.map(dense(width, "key", self.precision)).joined()
+        v_bzd = memory.map(lambda x_bzd: value(x_bzd, use)).joined()
+        q_bqhe = q_bqd.reshape(*q_bqd.shape[:2], *head)
+        k_bzhe, v_bzhe = (x_bzd.reshape(*keep_bz.shape, *head) for x_bzd in (k_bzd, v_bzd))
         logits_bhqz = jnp.einsum(
-            "bqhe,bzhe->bhqz", q_bqhe, k_bzhe, preferred_element_type=island(x_bqd)
+            "bqhe,bzhe->bhqz", q_bqhe, k_bzhe, preferred_element_type=island(q_bqd)
         )
         logits_bhqz *= head[1] ** -0.5
         if weight_bm is None or sees_mqz is None:
@@ -91,8 +80,9 @@ class AttentionBlock(nn.Module):
         else:
             attn_bhqz = routed_softmax(logits_bhqz, keep_bz, weight_bm, sees_mqz, self.combine)
         out_bqhe = jnp.einsum("bhqz,bzhe->bqhe", attn_bhqz.astype(v_bzhe.dtype), v_bzhe)
-        out_bqd = dense(width, "out", self.precision)(out_bqhe.reshape(x_bqd.shape))
-        return layer_norm("norm", self.norm_eps, self.precision)(x_bqd + out_bqd)
+        out = x.split(out_bqhe.reshape(q_bqd.shape)).map(dense(width, "out", self.precision))
+        norm = layer_norm("norm", self.norm_eps, self.precision)
+        return x.in_frames().map(lambda x_bqd, out_bqd: norm(x_bqd + out_bqd), out)
 
 
 class FeedForward(nn.Module):

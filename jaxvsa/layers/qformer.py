@@ -22,6 +22,7 @@ from jaxvsa.core.shapes import bind_dims
 from jaxvsa.layers.bert_blocks import AttentionBlock, FeedForward
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.routing import Router, RoutingOptions, band_masks, joint_masks
+from jaxvsa.layers.tokens import Layout, Tokens, Words
 from jaxvsa.layers.transformer import INIT, layer_norm
 
 
@@ -90,67 +91,60 @@ class QFormerLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_nzd: jax.Array,
+        x: Tokens,
         keep_nz: jax.Array,
         frames_npf: jax.Array,
         num_frames: int,
         example_b: jax.Array,
         deterministic: bool,
-        word_bld: jax.Array | None = None,
-    ) -> jax.Array:
-        """Queries and words of every frame n of every example, (n,z,d) -> (n,z,d).
+    ) -> Tokens:
+        """Queries and words of every frame n of every example.
 
         Args:
-            x_nzd: queries and words, or queries alone and `word_bld`.
+            x: queries (n,q,d), and words if there are any.
             keep_nz: bool, real ones among both.
             frames_npf: patches.
             num_frames: n is the number of examples times this.
             example_b: numbers of the examples.
             deterministic: nothing is drawn.
-            word_bld: words that are still the same in all frames of an example.
         """
         options = self.options
         shared = (self.lora, self.routing.combine, options.norm_eps, self.precision)
         own = AttentionBlock(options.num_heads, ("space", "time"), *shared, name="attention")
-        num_queries = options.num_queries
-        weight_nm, sees_mqz = self.route_space(x_nzd, keep_nz, num_frames, example_b, deterministic)
+        weight_nm, sees_mqz = self.route_space(x, keep_nz, num_frames, example_b, deterministic)
         network = functools.partial(FeedForward, options.mlp_width, *shared[2:])
-        asks_nqd = x_nzd[:, :num_queries] if self.last else x_nzd
-        if self.last and self.is_initializing() and keep_nz.shape[1] > num_queries:
-            network(name="mlp_word")(x_nzd[:, num_queries:])  # published models have it
-        x_nzd = own(asks_nqd, x_nzd, keep_nz, "space", weight_nm, sees_mqz, word_bld)
+        asks = Tokens(x.row_bqd) if self.last else x
+        if self.last and self.is_initializing() and x.word_gjd is not None:
+            network(name="mlp_word")(x.word_gjd)  # published models have it
+        x = own(asks, x, keep_nz, "space", weight_nm, sees_mqz)
 
-        words = x_nzd.shape[1] - num_queries
-        passing = num_queries if options.temporal_tokens == "query" else x_nzd.shape[1]
-
-        def over_time(x_nzd: jax.Array) -> jax.Array:
+        def over_time(x: Tokens) -> Tokens:
             if not options.temporal:
-                return x_nzd
-            moved_nqd = self.attend_time(
-                own, x_nzd[:, :passing], num_frames, example_b, deterministic
-            )
-            return jnp.concatenate([moved_nqd, x_nzd[:, passing:]], axis=1)
+                return x
+            moving = Tokens(x.row_bqd) if options.temporal_tokens == "query" else x
+            x_nzd = self.attend_time(own, moving.joined(), num_frames, example_b, deterministic)
+            moved = moving.split(x_nzd)
+            return moved if moving is x else x.replace(row_bqd=moved.row_bqd)
 
-        def to_patches(x_nzd: jax.Array) -> jax.Array:
+        def to_patches(x: Tokens) -> Tokens:
             if not self.crosses:
-                return x_nzd
+                return x
             cross = AttentionBlock(options.num_heads, ("cross",), *shared, name="cross")
             every_np = jnp.ones(frames_npf.shape[:2], bool)
-            query_nqd = cross(x_nzd[:, :num_queries], frames_npf, every_np, "cross")
-            return jnp.concatenate([query_nqd, x_nzd[:, num_queries:]], axis=1)
+            found = cross(Tokens(x.row_bqd), Tokens(frames_npf), every_np, "cross")
+            return x.replace(row_bqd=found.row_bqd)
 
         steps = (over_time, to_patches) if options.order == "s-t-c" else (to_patches, over_time)
         for step in steps:
-            x_nzd = step(x_nzd)
-        query_nqd = network(name="mlp_query")(x_nzd[:, :num_queries])
-        if not words:
-            return query_nqd
-        word_nld = network(name="mlp_word")(x_nzd[:, num_queries:])
-        return jnp.concatenate([query_nqd, word_nld], axis=1)
+            x = step(x)
+        x = x.replace(row_bqd=network(name="mlp_query")(x.row_bqd))
+        if x.word_gjd is None:
+            return x
+        return x.replace(word_gjd=network(name="mlp_word")(x.word_gjd))
 
     def route_space(
         self,
-        x_nzd: jax.Array,
+        x: Tokens,
         keep_nz: jax.Array,
         num_frames: int,
         example_b: jax.Array,
@@ -161,10 +155,11 @@ class QFormerLayer(nn.Module):
             return None, None
         routing, num_queries = self.routing, self.options.num_queries
         orders, words = routing.orders[: self.num_masks], keep_nz.shape[1] - num_queries
-        pooled_nd = jnp.mean(x_nzd[:, :num_queries], axis=1)
         if routing.pool == "all":
-            real_nz1 = keep_nz[..., None].astype(x_nzd.dtype)
-            pooled_nd = jnp.sum(x_nzd * real_nz1, axis=1) / jnp.sum(real_nz1, axis=1)
+            count_n1 = jnp.sum(keep_nz, axis=1, keepdims=True, dtype=x.row_bqd.dtype)
+            pooled_nd = jnp.sum(x.joined(), axis=1) / count_n1
+        else:
+            pooled_nd = jnp.mean(x.row_bqd, axis=1)
         place_n = jnp.tile(jnp.arange(num_frames), len(example_b))
         weight_nm = Router(self.num_masks, routing, name="router_space")(
             pooled_nd, jnp.repeat(example_b, num_frames), place_n, deterministic
@@ -192,7 +187,8 @@ class QFormerLayer(nn.Module):
                 jnp.mean(x_ytd, axis=1), jnp.repeat(example_b, tokens), place_y, deterministic
             )
         keep_yt = jnp.ones(x_ytd.shape[:2], bool)
-        out_ytd = block(x_ytd, x_ytd, keep_yt, "time", weight_ym, sees_mtt)
+        every = Tokens(x_ytd)
+        out_ytd = block(every, every, keep_yt, "time", weight_ym, sees_mtt).row_bqd
         if self.options.temporal_gate == "zero":
             gate = self.param("time_gate", nn.initializers.zeros, (), jnp.float32)
             out_ytd = x_ytd + jnp.tanh(gate).astype(x_ytd.dtype) * (out_ytd - x_ytd)
@@ -223,8 +219,7 @@ class QFormer(nn.Module):
     def __call__(
         self,
         frames_btpf: jax.Array,
-        ids_bl: jax.Array | None,
-        keep_bl: jax.Array | None,
+        words: Words | None,
         example_b: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
@@ -232,8 +227,7 @@ class QFormer(nn.Module):
 
         Args:
             frames_btpf: patches p of frames t.
-            ids_bl: words; None without text.
-            keep_bl: bool, real words; None without text.
+            words: what is read, packed or `Words.rectangle`; None without text.
             example_b: number of the example; keys what is drawn.
             deterministic: nothing is drawn.
 
@@ -241,7 +235,8 @@ class QFormer(nn.Module):
             UserError: more frames than `max_frames` or words than `max_positions`.
             ValueError: sizes differ between arguments, or text without a word table.
         """
-        dims = bind_dims(frames_btpf=frames_btpf, example_b=example_b)
+        word_bl = None if words is None else words.word_bl
+        dims = bind_dims(frames_btpf=frames_btpf, word_bl=word_bl, example_b=example_b)
         num_frames = dims["t"]
         if num_frames > self.options.max_frames:
             raise UserError(
@@ -251,12 +246,13 @@ class QFormer(nn.Module):
         merged = dims["b"] * num_frames
         query_nqd = jnp.tile(self.ask(num_frames).astype(compute), (dims["b"], 1, 1))
         norm = layer_norm("norm_embed", self.options.norm_eps, self.precision)
-        x_nzd = norm(query_nqd)
+        x = Tokens(norm(query_nqd))
         keep_nz = jnp.ones((merged, self.options.num_queries), bool)
-        word_bld = None
-        if ids_bl is not None and keep_bl is not None:
-            word_bld = norm(self.embed(ids_bl, keep_bl))
-            keep_nz = jnp.concatenate([keep_nz, jnp.repeat(keep_bl, num_frames, axis=0)], axis=1)
+        if words is not None:
+            layout = Layout.of(words, num_frames)
+            x = Tokens(x.row_bqd, norm(self.embed(words, layout.place_gw)), layout)
+            keep_nl = jnp.repeat(words.keep_bl, num_frames, axis=0)
+            keep_nz = jnp.concatenate([keep_nz, keep_nl], axis=1)
         frames_npf = frames_btpf.astype(compute).reshape(merged, *frames_btpf.shape[2:])
         last = self.options.num_layers - 1
         for i in range(self.options.num_layers):
@@ -265,16 +261,9 @@ class QFormer(nn.Module):
                 count, i % self.options.cross_every == 0, i == last, self.options, self.lora,
                 self.routing, self.precision, name=f"layer_{i}",
             )  # fmt: skip
-            pools = count > 1 and self.routing.pool == "all"
-            if word_bld is not None and (i == last or pools):  # they are needed row by row
-                x_nzd = jnp.concatenate([x_nzd, jnp.repeat(word_bld, num_frames, axis=0)], axis=1)
-                word_bld = None
-            x_nzd = layer(
-                x_nzd, keep_nz, frames_npf, num_frames, example_b, deterministic, word_bld
-            )
-            word_bld = None
+            x = layer(x, keep_nz, frames_npf, num_frames, example_b, deterministic)
         split = (dims["b"], num_frames, self.options.num_queries, self.options.width)
-        return self.gather(x_nzd[:, : self.options.num_queries].reshape(split))
+        return self.gather(x.row_bqd.reshape(split))
 
     def ask(self, num_frames: int) -> jax.Array:
         """The queries of every frame, not normalised yet, (t,q,d): MTransLLAMA, Eq. 6."""
@@ -286,22 +275,21 @@ class QFormer(nn.Module):
         )
         return (query_qd + place_qd)[None] + at_td[:num_frames, None]
 
-    def embed(self, ids_bl: jax.Array, keep_bl: jax.Array) -> jax.Array:
-        """Word and position rows, not normalised yet, (b,l,d)."""
-        bind_dims(ids_bl=ids_bl, keep_bl=keep_bl)
+    def embed(self, words: Words, place_gw: jax.Array) -> jax.Array:
+        """Word and position rows, not normalised yet, (g,w,d)."""
         if not self.options.vocab_size:
             raise ValueError("text was given to a Q-Former without a word table")
-        if ids_bl.shape[1] > self.options.max_positions:
+        longest = words.word_bl.shape[1]
+        if longest > self.options.max_positions:
             raise UserError(
-                f"{ids_bl.shape[1]} words, but there are {self.options.max_positions} positions"
+                f"{longest} words, but there are {self.options.max_positions} positions"
             )
         store, compute = self.precision.param_dtype, self.precision.compute_dtype
         word_vd = self.param("word", INIT, (self.options.vocab_size, self.options.width), store)
         place_ld = self.param(
             "position", INIT, (self.options.max_positions, self.options.width), store
         )
-        word_bld = word_vd.astype(compute)[ids_bl]
-        return word_bld + place_ld.astype(compute)[None, : ids_bl.shape[1]]
+        return word_vd.astype(compute)[words.ids_gw] + place_ld.astype(compute)[place_gw]
 
     def gather(self, x_btqd: jax.Array) -> jax.Array:
         """What becomes of the frames."""

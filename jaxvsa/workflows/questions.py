@@ -381,11 +381,12 @@ def read_held(config: dict[str, Any], facts: Facts, digests: Mapping[str, str]) 
 
 
 def full_sizes(config: Mapping[str, Any], facts: Facts, batch_size: int = 1) -> dict[str, int]:
-    """Sizes of a batch whose rows are all as long as they can be."""
+    """Sizes of a batch of one group whose rows are all as long as they can be."""
     model, width = ModelOptions.of(config["model"], 1), facts.feature_width
     most = max((len(names) for names in facts.label_names.values()), default=1)
     return {
-        "b": batch_size, "n": model.max_prompt, "a": model.max_answer, "l": model.max_words,
+        "g": 1, "b": batch_size, "n": model.max_prompt, "a": model.max_answer,
+        "w": batch_size * model.max_words, "l": model.max_words,
         "t": model.num_frames, "p": model.vision.num_tokens, "f": width, "i": width,
         "c": most, "y": model.max_answer,
     }  # fmt: skip

@@ -52,7 +52,7 @@ def load(
     return examples.batch(np.array(index), np.array(valid), sizes, 1)
 
 
-SIZES = {"n": 5, "a": 4, "l": 5}
+SIZES = {"n": 5, "a": 4, "w": 12, "l": 5}
 WANT = {
     "index_b": np.int32([2, 0, 1]),
     "valid_b": np.array([True, True, False]),
@@ -61,8 +61,8 @@ WANT = {
     "prompt_length_b": np.int32([4, 3, 2]),
     "answer_ba": np.int32([[2, 1, 1, 1], [20, 2, 1, 1], [21, 22, 2, 1]]),
     "answer_length_b": np.int32([1, 2, 3]),
-    "word_bl": np.int32([[3, 31, 32, 4, 0], [3, 30, 4, 0, 0], [3, 4, 0, 0, 0]]),
-    "word_length_b": np.int32([4, 3, 2]),
+    "ids_gw": np.int32([[3, 31, 32, 4, 3, 30, 4, 3, 4, 0, 0, 0]]),
+    "word_bl": np.int32([[0, 1, 2, 3, -1], [4, 5, 6, -1, -1], [7, 8, -1, -1, -1]]),
     # What is not offered repeats the last answer, and has no length.
     "choice_bcy": np.int32(
         [
@@ -92,6 +92,15 @@ def assert_batch(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) 
 
 def test_batch_equals_the_hand_made_one() -> None:
     assert_batch(load(make(), [2, 0, 1], SIZES, [True, True, False]), WANT)
+
+
+def test_words_are_packed_for_each_group_of_its_own() -> None:
+    index, valid = np.array([2, 1, 0, 0]), np.ones(4, bool)
+    got = make().batch(index, valid, {**SIZES, "w": 8}, 2)
+    want = np.int32([[3, 31, 32, 4, 3, 4, 0, 0], [3, 30, 4, 3, 30, 4, 0, 0]])
+    np.testing.assert_array_equal(got["ids_gw"], want, strict=True)
+    want = np.int32([[0, 1, 2, 3, -1], [4, 5, -1, -1, -1], [0, 1, 2, -1, -1], [3, 4, 5, -1, -1]])
+    np.testing.assert_array_equal(got["word_bl"], want, strict=True)
 
 
 def test_resident_clips_leave_the_pixels_on_the_device() -> None:
@@ -135,7 +144,7 @@ def test_clip_that_is_no_whole_number_of_frames_is_refused() -> None:
 
 def test_what_is_absent_has_no_fields() -> None:
     got = load(make(words=None, choices=None, clips=None, labels={}), [2, 0, 1], SIZES)
-    absent = ("word", "choice", "frame", "pixel", "label")
+    absent = ("ids", "word", "choice", "frame", "pixel", "label")
     want = {k: v for k, v in WANT.items() if not k.startswith(absent)}
     assert_batch(got, {**want, "valid_b": np.ones(3, bool)})
     assert list(make(words=None).axes()) == ["n", "a"]
@@ -145,8 +154,8 @@ def test_what_is_absent_has_no_fields() -> None:
 def test_axes_hold_every_question() -> None:
     axes = make().axes()
     needs = {name: axis.need_b.tolist() for name, axis in axes.items()}
-    assert needs == {"n": [3, 2, 4], "a": [2, 3, 1], "l": [3, 2, 4]}
-    assert not any(axis.packed for axis in axes.values())
+    assert needs == {"n": [3, 2, 4], "a": [2, 3, 1], "w": [3, 2, 4], "l": [3, 2, 4]}
+    assert [name for name, axis in axes.items() if axis.packed] == ["w"]
     assert make().in_order().tolist() == [1, 0, 2]
 
 
@@ -167,15 +176,17 @@ def test_every_question_comes_back_whole_through_plan_and_threads() -> None:
     examples = QuestionExamples(
         **tables, labels={"n": np.arange(57)}, choices=None, clips=None, pad_id=PAD
     )
-    plan, seen = BatchPlan(examples.axes(), 8, shapes=3, seed=1), []
-    for batch in iterate(batches(plan, examples)):
+    plan, seen = BatchPlan(examples.axes(), 8, groups=2, shapes=3, seed=1), []
+    assert len(plan.shapes()) <= 3
+    for batch in iterate(batches(plan, examples, shards=((0, 1), 2))):
         for b in np.flatnonzero(batch["valid_b"]):
             number = int(batch["index_b"][b])
             length = batch["prompt_length_b"][b]
             assert batch["prompt_bn"][b, -length:].tolist() == rows["prompts"][number]
-            for name, field in (("answers", "answer_ba"), ("words", "word_bl")):
-                length = batch[f"{field.partition('_')[0]}_length_b"][b]
-                assert batch[field][b, :length].tolist() == rows[name][number]
+            length = batch["answer_length_b"][b]
+            assert batch["answer_ba"][b, :length].tolist() == rows["answers"][number]
+            place_l = batch["word_bl"][b][batch["word_bl"][b] >= 0]
+            assert batch["ids_gw"][b // 4, place_l].tolist() == rows["words"][number]
             seen.append(number)
     assert sorted(seen) == list(range(57))
 

@@ -21,6 +21,7 @@ from jaxvsa.interop.blip import read_qformer, to_names
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.qformer import QFormer, QFormerOptions
 from jaxvsa.layers.routing import RoutingOptions
+from jaxvsa.layers.tokens import Words
 
 SIZES: dict[str, Any] = {
     "num_layers": 4, "width": 32, "num_heads": 4, "mlp_width": 40, "num_queries": 5,
@@ -59,11 +60,17 @@ def inputs(
     return frames, np.where(keep_bl, ids_bl, 0), keep_bl, np.arange(rows)
 
 
+def ours(frames: Any, ids_bl: Any, keep_bl: Any, example_b: Any) -> tuple[Any, ...]:
+    """Arguments of our module from `inputs`."""
+    words = None if ids_bl is None else Words.rectangle(ids_bl, keep_bl)
+    return frames, words, example_b
+
+
 @functools.cache
 def random_params(qformer: QFormer, text: bool = True, scale: float = 0.2) -> Any:
     """Every leaf random, low-rank changes and positions too."""
     shapes = jax.eval_shape(
-        lambda: qformer.init(jax.random.key(0), *inputs(2, text), True)
+        lambda: qformer.init(jax.random.key(0), *ours(*inputs(2, text)), True)
     )["params"]  # fmt: skip
     return random_like(shapes, scale)
 
@@ -86,7 +93,7 @@ def without(params: Any, *parts: str) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(qformer: QFormer, params: Any, *args: Any) -> jax.Array:
-    return qformer.apply({"params": params}, *args, True)
+    return qformer.apply({"params": params}, *ours(*args), True)
 
 
 def hf_model(qformer: QFormer, params: Any, vision_width: int = VISION_WIDTH) -> Any:

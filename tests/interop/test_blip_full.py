@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop.qformer_oracle import NEW, Video, apply, hf_frames, hf_model, inputs, make, random_like
+from interop.qformer_oracle import (
+    NEW,
+    Video,
+    apply,
+    hf_frames,
+    hf_model,
+    inputs,
+    make,
+    ours,
+    random_like,
+)
 
 from jaxvsa.core.trees import named, nest
 from jaxvsa.interop.blip import read_qformer, sizes_of
@@ -41,7 +51,7 @@ def start(text: bool = True, **changes: Any) -> tuple[Any, dict[str, Any], tuple
         sizes = sizes_of(state)["qformer"]
         assert sizes == {k: FULL.get(k, 2) for k in sizes}
     args = inputs(4, text, 1, PATCHES, WIDTH, 40, 30523)
-    shapes = jax.eval_shape(lambda: qformer.init(jax.random.key(0), *args, True))["params"]
+    shapes = jax.eval_shape(lambda: qformer.init(jax.random.key(0), *ours(*args), True))["params"]
     new = {k: np.zeros(v.shape, np.float32) for k, v in named(shapes).items()}
     return qformer, nest({**new, **named(read_qformer(state, qformer.options))}), args
 

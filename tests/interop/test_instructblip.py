@@ -18,6 +18,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.trees import named, nest
 from jaxvsa.interop.instructblip import projection_names, read_fields, read_weights
 from jaxvsa.interop.tensors import load_safetensors, save_safetensors
+from jaxvsa.layers.tokens import Words
 from jaxvsa.layers.vision import VisionTransformer
 from jaxvsa.systems.mtransllama.model import (
     PIXEL_MEAN,
@@ -155,10 +156,9 @@ def our_logits(model: MTransLLAMA, params: Any, asked: Asked, text: bool = True)
         rows, frames = images.shape[:2]
         flat = images.reshape(-1, *images.shape[2:])
         patches = vision.apply({"params": params["vision"]}, flat)
-        word, keep, *given = rest
-        clip = Clip(
-            None, patches.reshape(rows, frames, *patches.shape[1:]), word, keep, np.arange(rows)
-        )
+        ids, keep, *given = rest
+        words = None if ids is None else Words.rectangle(ids, keep)
+        clip = Clip(None, patches.reshape(rows, frames, *patches.shape[1:]), words, np.arange(rows))
         return model.apply({"params": params}, clip, *given, True)
 
     prompts = asked.padded(asked.prompts, left=True)

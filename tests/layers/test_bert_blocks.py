@@ -7,38 +7,45 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from interop.qformer_oracle import inputs, make, random_like
+from interop.qformer_oracle import inputs, make, ours, random_like
 
 from jaxvsa.core.flops import count_flops
 from jaxvsa.core.precision import Precision
 from jaxvsa.layers.bert_blocks import AttentionBlock
 from jaxvsa.layers.lora import LoraOptions
+from jaxvsa.layers.tokens import Layout, Tokens, Words
 
 
-def test_shared_rows_are_as_good_as_repeated_ones() -> None:
+def test_shared_words_are_as_good_as_repeated_ones() -> None:
     block = AttentionBlock(
         2, ("space",), LoraOptions(2, 2.0, ("space",)), "hadamard", 1e-12, Precision()
     )
     rng = np.random.default_rng(0)
-    own_bqd, shared_yzd = (
+    own_nqd, word_gwd = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6, 3, 8), (2, 5, 8))
     )
-    keep_bz = jnp.arange(8)[None] < jnp.array([8, 8, 8, 6, 6, 6])[:, None]
+    words = Words.rectangle(jnp.zeros((2, 5), int), jnp.arange(5)[None] < jnp.array([[5], [3]]))
+    layout = Layout.of(words, 3)
+    keep_nz = jnp.arange(8)[None] < jnp.array([8, 8, 8, 6, 6, 6])[:, None]
     shapes = jax.eval_shape(
-        lambda: block.init(jax.random.key(0), own_bqd, own_bqd, keep_bz[:, :3], "space")
+        lambda: block.init(
+            jax.random.key(0), Tokens(own_nqd), Tokens(own_nqd), keep_nz[:, :3], "space"
+        )
     )
     params = random_like(shapes, 0.3)
-    whole_bzd = jnp.concatenate([own_bqd, jnp.repeat(shared_yzd, 3, axis=0)], axis=1)
-    want = block.apply(params, whole_bzd, whole_bzd, keep_bz, "space")
-    run = functools.partial(block.apply, params, own_bqd, own_bqd, keep_bz, "space")
-    np.testing.assert_allclose(run(shared_yzd=shared_yzd), want, rtol=1e-5, atol=1e-5)
+    whole = Tokens(jnp.concatenate([own_nqd, jnp.repeat(word_gwd, 3, axis=0)], axis=1))
+    want_nzd = block.apply(params, whole, whole, keep_nz, "space").row_bqd
+    tokens = Tokens(own_nqd, word_gwd, layout)
+    got_nzd = block.apply(params, tokens, tokens, keep_nz, "space").joined()
+    np.testing.assert_allclose(got_nzd[keep_nz], want_nzd[keep_nz], rtol=1e-5, atol=1e-5)
+    assert not got_nzd[~keep_nz].any()
 
 
 def test_operations_of_the_q_former_by_hand() -> None:
     """The first layer projects words once for all frames; the last one computes none of them."""
     qformer = make(lora=LoraOptions(0, 1.0, ()), num_layers=3, cross_every=3)
     b, t, q, l, p, d, f, inner = 2, 4, 5, 6, 7, 32, 24, 40
-    args = inputs(t)
+    args = ours(*inputs(t))
     params = jax.eval_shape(lambda: qformer.init(jax.random.key(0), *args, True))["params"]
     n, z = b * t, q + l
 

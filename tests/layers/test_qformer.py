@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from interop.qformer_oracle import apply, inputs, make, random_params, without
+from interop.qformer_oracle import apply, inputs, make, ours, random_params, without
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.trees import named
@@ -74,7 +74,7 @@ def test_tokens_after_aggregation(aggregate: str, tokens: int) -> None:
 def test_as_many_tokens_whatever_the_number_of_frames(num_frames: int) -> None:
     qformer = make(aggregate="mean", max_frames=16)
     args = inputs(num_frames)
-    shapes = jax.eval_shape(lambda: qformer.init_with_output(jax.random.key(0), *args, True))
+    shapes = jax.eval_shape(lambda: qformer.init_with_output(jax.random.key(0), *ours(*args), True))
     assert shapes[0].shape == (2, 5, 32)
 
 
@@ -110,4 +110,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="example_b: dim 'b' is 1, but frames_btpf says 2"):
         apply(qformer, params, frames, ids_bl, keep_bl, example_b[:1])
     with pytest.raises(UserError, match="5 heads do not divide width 32"):
-        make(num_heads=5).init(jax.random.key(0), frames, ids_bl, keep_bl, example_b, True)
+        make(num_heads=5).init(jax.random.key(0), *ours(*inputs(3)), True)

@@ -135,7 +135,7 @@ def test_blip2_reads_no_text(clips_root: Path, image_folder: Path, tmp_path: Pat
     assert data.facts.words_size == 0
     found, _ = data.given(None)  # type: ignore[arg-type]
     assert not any("mlp_word" in path or path == "qformer/word" for path in found)
-    assert "word_bl" not in data.examples("dev").batch(
+    assert "ids_gw" not in data.examples("dev").batch(
         np.arange(1), np.ones(1, bool), data.sizes(), 1
     )
 

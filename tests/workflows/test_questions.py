@@ -49,7 +49,7 @@ def test_every_text_and_frame_reaches_the_batch(clips_root: Path) -> None:
     data = opened("demo", clips_root, "weights.base=")
     asked = read_questions(data.comments("dev"), "named")
     examples, codec = data.examples("dev"), data.codec
-    sizes = {name: axis.need_b.max() for name, axis in examples.axes().items()}
+    sizes = {name: axis.largest(8) for name, axis in examples.axes().items()}
     batch = examples.batch(np.arange(8), np.ones(8, bool), sizes, 1)
     table = data.prepared.features()
     for b, question in enumerate(asked):
@@ -59,7 +59,7 @@ def test_every_text_and_frame_reaches_the_batch(clips_root: Path) -> None:
         answer = batch["answer_ba"][b, : batch["answer_length_b"][b]]
         assert answer[-1] == codec.language.eos_id
         assert codec.language.decode(answer) == question.answer
-        words = batch["word_bl"][b, : batch["word_length_b"][b]]
+        words = batch["ids_gw"][0, batch["word_bl"][b][batch["word_bl"][b] >= 0]]
         assert codec.words.decode(words) == qformer_text(question)
         for c, option in enumerate(question.options):
             tokens = batch["choice_bcy"][b, c, : batch["choice_length_bc"][b, c]]
@@ -132,7 +132,7 @@ def test_short_clip_repeats_its_last_frame_or_is_refused(clips_root: Path) -> No
     batch = (
         opened("demo", clips_root, *more)
         .examples("dev")
-        .batch(np.arange(2), np.ones(2, bool), {"n": 64, "a": 8, "l": 64}, 1)
+        .batch(np.arange(2), np.ones(2, bool), {"n": 64, "a": 8, "w": 128, "l": 64}, 1)
     )
     step_bt = np.diff(batch["frame_bt"], axis=1)
     assert step_bt.tolist() == [[1, 1, 1, 0, 0]] * 2

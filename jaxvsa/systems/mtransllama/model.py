@@ -24,6 +24,7 @@ from jaxvsa.layers.generate import generate, log_likelihood
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.qformer import QFormer, QFormerOptions
 from jaxvsa.layers.routing import RoutingOptions
+from jaxvsa.layers.tokens import Words
 from jaxvsa.layers.transformer import dense
 from jaxvsa.layers.vision import VisionOptions, VisionTransformer
 
@@ -140,16 +141,20 @@ class Clip(struct.PyTreeNode):
         pixel_bti: uint8 frames, rows, columns and colours in one axis i; None if `frames_btpf` is
             given.
         frames_btpf: what the vision transformer makes of them, bfloat16.
-        word_bl: int32, dialogue and question for the Q-Former; None without text.
-        keep_bl: bool, real words.
+        words: dialogue and question for the Q-Former; None without text.
         example_b: int32, number of the example.
     """
 
     pixel_bti: jax.Array | None
     frames_btpf: jax.Array | None
-    word_bl: jax.Array | None
-    keep_bl: jax.Array | None
+    words: Words | None
     example_b: jax.Array
+
+    @classmethod
+    def of(cls, batch: Mapping[str, jax.Array], reads_words: bool) -> Clip:
+        """From a batch of `QuestionExamples`."""
+        words = Words(batch["ids_gw"], batch["word_bl"]) if reads_words else None
+        return cls(batch.get("pixel_bti"), batch.get("frames_btpf"), words, batch["index_b"])
 
 
 class MTransLLAMA(nn.Module):
@@ -195,9 +200,7 @@ class MTransLLAMA(nn.Module):
             if clip.pixel_bti is None:
                 raise ValueError("a clip has neither pixels nor features")
             frames_btpf = self.see(clip.pixel_bti)
-        token_bqd = self.qformer(
-            frames_btpf, clip.word_bl, clip.keep_bl, clip.example_b, deterministic
-        )
+        token_bqd = self.qformer(frames_btpf, clip.words, clip.example_b, deterministic)
         return self.project(token_bqd.astype(self.options.frozen.compute_dtype))
 
     def prefix(

@@ -176,17 +176,9 @@ def _tasks(model: MTransLLAMA, facts: Facts) -> dict[str, Task]:
 def _inputs(options: ModelOptions, batch: Batch) -> dict[str, Any]:
     """Arguments of the module."""
     prompt_bn, answer_ba = batch["prompt_bn"], batch["answer_ba"]
-    word_bl = keep_bl = None
-    if options.reads_words:
-        word_bl = batch["word_bl"]
-        keep_bl = jnp.arange(word_bl.shape[1])[None] < batch["word_length_b"][:, None]
     width = prompt_bn.shape[1]
-    clip = Clip(
-        pixel_bti=batch.get("pixel_bti"), frames_btpf=batch.get("frames_btpf"), word_bl=word_bl,
-        keep_bl=keep_bl, example_b=batch["index_b"],
-    )  # fmt: skip
     return {
-        "clip": clip,
+        "clip": Clip.of(batch, options.reads_words),
         "prompt_bn": prompt_bn,
         "keep_bn": jnp.arange(width)[None] >= width - batch["prompt_length_b"][:, None],
         "answer_ba": answer_ba,
@@ -198,7 +190,7 @@ def _fields(options: ModelOptions, facts: Facts) -> dict[str, tuple[str, Any]]:
     """Batch field -> (axes, dtype)."""
     names = ["index_b", "prompt_bn", "prompt_length_b", "answer_ba", "answer_length_b"]
     if options.reads_words:
-        names += ["word_bl", "word_length_b"]
+        names += ["ids_gw", "word_bl"]
     if facts.label_names:
         names += ["choice_bcy", "choice_length_bc"]
         names += [f"label_{task}_b" for task in facts.label_names]

@@ -12,6 +12,7 @@ import pytest
 from systems.mtransllama import tiny
 
 from jaxvsa.core.errors import UserError
+from jaxvsa.layers.tokens import Words
 from jaxvsa.systems.mtransllama.model import Clip, ModelOptions, MTransLLAMA, write
 
 
@@ -42,8 +43,11 @@ def test_inputs_matter() -> None:
     """Or else the tests below would prove nothing."""
     _, _, given = whole()
     assert wanted().std() > 0.5
-    for name in ("word_bl", "frames_btpf"):
-        clip = given["clip"].replace(**{name: np.flip(getattr(given["clip"], name), axis=1)})
+    clip = given["clip"]
+    other_words = clip.words.replace(ids_gw=np.flip(clip.words.ids_gw, axis=1))
+    other_frames = np.flip(clip.frames_btpf, axis=1)
+    for changes in ({"words": other_words}, {"frames_btpf": other_frames}):
+        clip = given["clip"].replace(**changes)
         assert np.abs(scores({**given, "clip": clip}) - wanted()).max() > 1e-2
     for name in ("prompt_bn", "answer_ba"):
         assert np.abs(scores({**given, name: given[name] + 1}) - wanted()).max() > 1e-2
@@ -51,12 +55,15 @@ def test_inputs_matter() -> None:
 
 def test_what_stands_in_padding_changes_nothing() -> None:
     _, _, given = whole()
-    clip = given["clip"]
-    assert not all(keep.all() for keep in (given["keep_bn"], given["keep_ba"], clip.keep_bl))
+    words = given["clip"].words
+    used_w = np.isin(np.arange(words.ids_gw.shape[1]), words.word_bl)
+    assert not any(keep.all() for keep in (given["keep_bn"], given["keep_ba"], used_w))
     other = {
         "prompt_bn": np.where(given["keep_bn"], given["prompt_bn"], 9),
         "answer_ba": np.where(given["keep_ba"], given["answer_ba"], 11),
-        "clip": clip.replace(word_bl=np.where(clip.keep_bl, clip.word_bl, 13)),
+        "clip": given["clip"].replace(
+            words=words.replace(ids_gw=np.where(used_w, words.ids_gw, 13))
+        ),
     }
     assert_close(scores({**given, **other}), wanted())
 
@@ -64,13 +71,12 @@ def test_what_stands_in_padding_changes_nothing() -> None:
 def test_more_padding_changes_nothing() -> None:
     _, _, given = whole()
 
-    def wider(array: np.ndarray, left: int, right: int) -> np.ndarray:
-        return np.pad(array, ((0, 0), (left, right)))
+    def wider(array: np.ndarray, left: int, right: int, value: int = 0) -> np.ndarray:
+        return np.pad(array, ((0, 0), (left, right)), constant_values=value)
 
-    clip = given["clip"].replace(
-        word_bl=wider(given["clip"].word_bl, 0, 3), keep_bl=wider(given["clip"].keep_bl, 0, 3)
-    )
-    other = {"clip": clip}
+    words = given["clip"].words
+    words = Words(wider(words.ids_gw, 0, 5), wider(words.word_bl, 0, 3, -1))
+    other = {"clip": given["clip"].replace(words=words)}
     for name, sides in {"prompt_bn": (5, 0), "keep_bn": (5, 0), "answer_ba": (0, 2),
                         "keep_ba": (0, 2)}.items():  # fmt: skip
         other[name] = wider(given[name], *sides)
@@ -80,7 +86,13 @@ def test_more_padding_changes_nothing() -> None:
 def test_rows_of_a_batch_do_not_see_each_other() -> None:
     model, params, given = whole()
     others = tiny.arguments(tiny.batch(tiny.system(), seed=5))
+    words, first = given["clip"].words, tiny.SIZES["l"]
+    assert words.word_bl[0].tolist() == others["clip"].words.word_bl[0].tolist() == [*range(first)]
     mixed = jax.tree.map(lambda mine, theirs: np.concatenate([mine[:1], theirs[1:]]), given, others)
+    ids_gw = others["clip"].words.ids_gw.copy()
+    ids_gw[:, :first] = words.ids_gw[:, :first]
+    clip = mixed["clip"]
+    mixed["clip"] = clip.replace(words=clip.words.replace(ids_gw=ids_gw))
     got = tiny.answer_logits(model, params, mixed)[0]
     assert_close(got[given["keep_ba"][0]], wanted()[: given["keep_ba"][0].sum()])
 
@@ -157,11 +169,12 @@ def test_visual_tokens_of_the_paper_whatever_the_number_of_frames(
     model = tiny.model(
         given, variant="mustard", model={"num_frames": num_frames, "qformer": qformer}
     )
-    shapes = {
-        "frames_btpf": ((2, num_frames, 257, 1408), "bfloat16"), "word_bl": ((2, 40), "int32"),
-        "keep_bl": ((2, 40), "bool"), "example_b": ((2,), "int32"),
-    }  # fmt: skip
-    clip = Clip(pixel_bti=None, **{k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()})
+    shapes = [
+        ((2, num_frames, 257, 1408), "bfloat16"), ((1, 64), "int32"), ((2, 40), "int32"),
+        ((2,), "int32"),
+    ]  # fmt: skip
+    frames_btpf, ids_gw, word_bl, example_b = (jax.ShapeDtypeStruct(*shape) for shape in shapes)
+    clip = Clip(None, frames_btpf, Words(ids_gw, word_bl), example_b)
     found, _ = jax.eval_shape(
         lambda clip: model.init_with_output(
             jax.random.key(0), clip, deterministic=True, method=model.visual

@@ -53,7 +53,10 @@ def test_loss_is_torch_cross_entropy_over_answer_tokens_of_real_questions() -> N
 def test_invalid_row_changes_nothing() -> None:
     _, params, batch = whole()
     batch = {**batch, "valid_b": np.array([True, True, False])}
-    other = {k: np.concatenate([v[:2], v[:1]]) if k != "valid_b" else v for k, v in batch.items()}
+    kept = ("valid_b", "ids_gw", "word_bl")
+    other = {k: v if k in kept else np.concatenate([v[:2], v[:1]]) for k, v in batch.items()}
+    other["ids_gw"] = batch["ids_gw"].copy()
+    other["ids_gw"][0, batch["word_bl"][2]] = 9
     got, want = loss_of()(params, other), loss_of()(params, batch)
     np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
     assert got.weight == want.weight
@@ -238,7 +241,10 @@ def paper() -> tuple[System, Any, dict[str, Any]]:
         feature_width=3 * 224**2,
     )  # fmt: skip
     system = tiny.build(tiny.config("mustard"), given)
-    sizes = {"b": 4, "n": 256, "a": 32, "l": 320, "c": 2, "y": 32, "t": 8, "i": 3 * 224**2}
+    sizes = {
+        "b": 4, "n": 256, "a": 32, "g": 1, "w": 800, "l": 320, "c": 2, "y": 32, "t": 8,
+        "i": 3 * 224**2,
+    }  # fmt: skip
     batch = abstract_batch(system, sizes)
     return system, jax.eval_shape(system.init, jax.random.key(0), batch), batch
 

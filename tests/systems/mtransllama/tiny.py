@@ -17,7 +17,10 @@ from jaxvsa.systems.mtransllama.system import Facts, build, build_model
 
 SPEC = "configs/mtransllama.py"
 VOCAB, WORDS, PAD, EOS = 40, 30, 1, 2
-SIZES = {"b": 3, "n": 6, "a": 4, "l": 7, "c": 3, "y": 4, "t": 4, "p": 17, "f": 32, "i": 768}
+SIZES = {
+    "b": 3, "n": 6, "a": 4, "g": 1, "w": 21, "l": 7, "c": 3, "y": 4, "t": 4, "p": 17, "f": 32,
+    "i": 768,
+}  # fmt: skip
 
 
 SHORT = {"qformer": {"num_layers": 2}, "routing": {"schedule": "all"}}
@@ -66,6 +69,7 @@ def model(given: Facts | None = None, **sections: Mapping[str, Any]) -> MTransLL
 def batch(of: System, seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
     """Random questions of every length; the last choice of the first one is not offered."""
     rng, size = np.random.default_rng(seed), SIZES | sizes
+    size["w"] = size["b"] // size["g"] * size["l"]
     made: dict[str, Any] = {}
     for name, like in abstract_batch(of, size).items():
         if name == "valid_b":
@@ -79,18 +83,29 @@ def batch(of: System, seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
         elif name == "frames_btpf":
             made[name] = rng.normal(size=like.shape).astype(like.dtype)
         elif "length" in name:
-            longest = size[{"word": "l", "prompt": "n", "answer": "a", "choice": "y"}[
-                name.partition("_")[0]
-            ]]  # fmt: skip
+            longest = size[{"prompt": "n", "answer": "a", "choice": "y"}[name.partition("_")[0]]]
             made[name] = rng.integers(2, longest + 1, like.shape).astype(np.int32)
             made[name].flat[0] = longest
-        elif name in ("word_bl", "frame_bt", "patch_btp"):
+        elif name in ("ids_gw", "frame_bt", "patch_btp"):
             made[name] = rng.integers(0, WORDS, like.shape).astype(np.int32)
+        elif name == "word_bl":
+            made[name] = word_places(rng, size)
         else:
             made[name] = rng.integers(3, VOCAB, like.shape).astype(np.int32)
     if "choice_length_bc" in made:
         made["choice_length_bc"][0, -1] = 0
     return made
+
+
+def word_places(rng: np.random.Generator, size: Mapping[str, int]) -> np.ndarray:
+    """Where words of random lengths lie; the first row is full."""
+    length_b = rng.integers(2, size["l"] + 1, size["b"])
+    length_b[0] = size["l"]
+    start_gr = np.cumsum(length_b.reshape(size["g"], -1), axis=1)
+    start_b = start_gr.reshape(-1) - length_b
+    place_l = np.arange(size["l"])
+    keep_bl = place_l[None] < length_b[:, None]
+    return np.where(keep_bl, start_b[:, None] + place_l, -1).astype(np.int32)
 
 
 @functools.cache
@@ -107,16 +122,8 @@ def params(of: System, scale: float = 0.2) -> Any:
 def arguments(of: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What `MTransLLAMA.answer_logits` takes, from a batch."""
     width, length = of["prompt_bn"].shape[1], of["answer_ba"].shape[1]
-    words: dict[str, Any] = {"word_bl": None, "keep_bl": None}
-    if "word_bl" in of:
-        keep_bl = np.arange(of["word_bl"].shape[1])[None] < of["word_length_b"][:, None]
-        words = {"word_bl": of["word_bl"], "keep_bl": keep_bl}
-    clip = Clip(
-        pixel_bti=of.get("pixel_bti"), frames_btpf=of.get("frames_btpf"), **words,
-        example_b=of["index_b"],
-    )  # fmt: skip
     return {
-        "clip": clip,
+        "clip": Clip.of(of, "ids_gw" in of),
         "prompt_bn": of["prompt_bn"],
         "keep_bn": np.arange(width)[None] >= width - of["prompt_length_b"][:, None],
         "answer_ba": of["answer_ba"],
