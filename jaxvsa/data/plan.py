@@ -169,8 +169,9 @@ class BatchPlan:
         size_sa, names = size_sa.copy(), list(self.axes)
         for a, axis in enumerate(self.axes.values()):
             if axis.packed:
-                within = axis.within
-                longest_s = size_sa[:, names.index(within)] if within else axis.need_b.max(initial=1)
+                longest_s = axis.need_b.max(initial=1)
+                if axis.within:
+                    longest_s = size_sa[:, names.index(axis.within)]
                 rectangle_s = longest_s * (self.batch_size // self.groups)
                 size_sa[:, a] = np.minimum(axis.round(size_sa[:, a]), rectangle_s)
         return size_sa

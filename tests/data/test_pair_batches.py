@@ -172,9 +172,7 @@ def test_each_group_has_its_questions_and_anchors():
     assert axes["m"].need_b.tolist() == [0, 1, 1, 0, 1, 1]
     plan = BatchPlan(axes, 6, groups=2, order=index_b)
     assert plan[0].sizes == {"t": 3, "l": 2, "k": 3, "m": 3}  # no more than a group has rows
-    none = make(
-        [0, 3], contrasts=True
-    )  # about no prompt: the term has nothing, but its axis is there
+    none = make([0, 3], contrasts=True)  # about no prompt: an axis for nobody
     plan = BatchPlan(none.axes(), 2, order=np.arange(2))
     assert plan[0].sizes["m"] == 2
     assert next(iter(iterate(batches(plan, none))))["anchor_gm"].tolist() == [[-1, -1]]
