@@ -155,7 +155,7 @@ def test_without_a_table_its_fields_are_absent():
 
 def test_each_group_has_its_questions_and_anchors():
     """Rows 1, 2, 4 and 5 are about a prompt and decided; only row 5 has another prompt's group."""
-    examples, index_b = make(contrasts=True), np.array([1, 0, 2, 5, 4, 3])
+    examples, index_b = make(contrasts=True), np.array([1, 0, 2, 4, 5, 3])
     sizes = {"t": 3, "l": 2, "k": 3, "m": 2}
     found = examples.batch(index_b, np.ones(6, bool), sizes, 2)
     assert found["question_gk"].tolist() == [[0, 1, -1], [0, 2, -1]]
