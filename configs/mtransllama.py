@@ -180,7 +180,7 @@ TINY_MODEL: dict[str, Any] = {
         "mlp_width": 64,
     },
     "qformer": {
-        "num_layers": 4,
+        "num_layers": 2,
         "width": 48,
         "num_heads": 4,
         "mlp_width": 96,
@@ -228,8 +228,8 @@ def demo_base() -> ConfigDict:
             "lora": {"rank": 0},
             "routing": {"enabled": False},
         },
-        optim={"lr": 1e-3},
-        train={"epochs": 6.0},
+        optim={"lr": 7e-4},
+        train={"epochs": 8.0},
     )
 
 

@@ -189,6 +189,15 @@ def put_whole(tree: trees.Tree, mesh: Mesh) -> trees.Tree:
     )
 
 
+def put_params(params: trees.Tree, rules: trees.Rules[P], mesh: Mesh) -> trees.Tree:
+    """Parameters that all processes hold whole, placed as in training; see `shardings`."""
+
+    def put(leaf: Any, place: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
+
+    return jax.tree.map(put, params, shardings(params, rules, mesh))
+
+
 def _place(path: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> NamedSharding:
     """Sharding of one parameter; scalars and dimensions that do not divide are replicated."""
     if not shape:

@@ -128,8 +128,7 @@ def _fit(
                 checkpoints.close()
             if interrupts.poll():
                 interrupts.leave(f"at step {int(state.step)}")
-        rows = report(checkpoints, setup.folder, data, setup.mesh, setup.options.eval_batch_size)
-        return rows, setup
+        return report(setup, checkpoints), setup
 
 
 def train(

@@ -18,16 +18,18 @@ from jaxvsa.core.files import read_json, write_json
 from jaxvsa.evaluation.tables import Row
 from jaxvsa.workflows.assemble import kind
 from jaxvsa.workflows.runs import RunFolder, Trained, choose_step, read_trained
+from jaxvsa.workflows.setup import Setup
 
 
-def report(
-    checkpoints: Checkpoints, folder: RunFolder, data: Any, mesh: Mesh, eval_batch_size: int
-) -> list[Row]:
+def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
     """Scores dev and test with the selected checkpoint, writes all files, returns the table."""
+    folder, data = setup.folder, setup.data
     step = choose_step(checkpoints, "best", folder.path)
-    trained = read_trained(folder.path, step)
+    # The system of the run, not another one like it: its programs are compiled already.
+    trained = dataclasses.replace(read_trained(folder.path, step), system=setup.system)
     splits = [split for split in ("dev", "test") if split in data.splits]
-    rows = measure(trained, data, splits, mesh, eval_batch_size, folder.predictions)
+    limit = setup.options.eval_batch_size
+    rows = measure(trained, data, splits, setup.mesh, limit, folder.predictions)
     if distributed.is_first():
         write_json(folder.results, [dataclasses.asdict(row) for row in rows])
     return rows
@@ -42,13 +44,13 @@ def measure(
         trained: the model.
         data: see `assemble.Data`.
         splits: "train", "dev", "test".
-        mesh: all devices.
+        mesh: where it runs; parameters lie there as in training.
         limit: about the most examples of a batch.
         files: folder of predictions.
     """
     system = trained.system
     tables = meshes.put_whole(data.tables(system), mesh)
-    params = meshes.put_whole(trained.params, mesh)
+    params = meshes.put_params(trained.params, system.partition, mesh)
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     for split, scored in data.measure(system, params, tables, splits, mesh, limit).items():

@@ -205,3 +205,17 @@ def test_put_whole_is_whole_on_every_device():
     for path, leaf in trees.named(placed).items():
         assert leaf.is_fully_replicated and leaf.sharding.device_set == set(DEVICES)
         np.testing.assert_array_equal(leaf, trees.named(tree)[path])
+
+
+def test_put_params_lie_as_in_training() -> None:
+    mesh = meshes.make_mesh(options(1, 2, 2), DEVICES)
+    params = {"kernel": np.arange(32.0).reshape(8, 4), "bias": np.arange(3.0)}
+    rules = ((r"kernel", P("fsdp", "tensor")), (r"bias", P("fsdp")))
+    placed = meshes.put_params(params, rules, mesh)
+    assert {path: leaf.sharding for path, leaf in placed.items()} == meshes.shardings(
+        params, rules, mesh
+    )
+    assert {shard.data.shape for shard in placed["kernel"].addressable_shards} == {(4, 2)}
+    assert placed["bias"].is_fully_replicated
+    for path, leaf in placed.items():
+        np.testing.assert_array_equal(leaf, params[path])

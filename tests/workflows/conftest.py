@@ -149,7 +149,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("image")
     root = small.prepare_clips(clips.half_frames(1, small.SIZES), folder / "prepared")
-    more = ("train.steps=2", "train.select_on=", *small.SHALLOW)
+    more = ("train.steps=2", "train.select_on=", small.ROUTED)
     small.fit("demo_base", root, folder / "run", *more)
     return folder / "run"
 

@@ -25,8 +25,8 @@ from jaxvsa.workflows.runs import read_trained
 
 SPEC = "configs/mtransllama.py"
 SIZES = {"train": 24, "dev": 8, "test": 8}
-SHALLOW = ("model.qformer.num_layers=2", "model.routing.schedule=all")
-"""Half the time to compile; both layers are routed."""
+ROUTED = "model.routing.schedule=all"
+"""Both layers are routed."""
 
 
 def flags(root: Path, *more: str) -> list[str]:

@@ -41,7 +41,7 @@ def base(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(clips_root: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of what the paper trains, on top of the image model."""
     run = tmp_path_factory.mktemp("runs") / "tuned"
-    small.fit("demo", clips_root, run, f"weights.base={base}", *small.SHALLOW)
+    small.fit("demo", clips_root, run, f"weights.base={base}", small.ROUTED)
     return run
 
 
@@ -199,7 +199,7 @@ def test_interruption_is_invisible(
     shutil.copytree(tuned, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
     (cut / "results.json").unlink()
-    small.fit("demo", clips_root, cut, f"weights.base={base}", *small.SHALLOW)
+    small.fit("demo", clips_root, cut, f"weights.base={base}", small.ROUTED)
     assert_same_run(tuned, cut)
 
 
@@ -217,7 +217,7 @@ def test_base_that_changed_since_is_refused(
         with pytest.raises(UserError, match="holds other weights than the run was trained with"):
             read_trained(tuned, "newest")
         with pytest.raises(UserError, match="frozen parameters are not those"):
-            small.fit("demo", clips_root, cut, f"weights.base={base}", *small.SHALLOW)
+            small.fit("demo", clips_root, cut, f"weights.base={base}", small.ROUTED)
     finally:
         small.edit_tensor(base, name, 0.5)
     np.testing.assert_array_equal(before, read_trained(tuned, "newest").params["decoder"]["word"])
@@ -261,7 +261,7 @@ DEVICES = {
 
 
 def course(clips_root: Path, image_run: Path, tmp_path: Path, count: int, more: str) -> Any:
-    given = small.flags(clips_root, f"weights.base={image_run}", "mesh.data=-1", *small.SHALLOW)
+    given = small.flags(clips_root, f"weights.base={image_run}", "mesh.data=-1", small.ROUTED)
     return trajectory(clips_root, tmp_path, count, *given, *more.split(), spec=f"{small.SPEC}:demo")
 
 

@@ -21,7 +21,7 @@ from jaxvsa.workflows.setup import check_fit, first_state, prepare_run
 
 
 def begun(root: Path, run: Path, *more: str, devices: Any = None) -> State:
-    setup = prepare_run(small.config("demo", root, *small.SHALLOW, *more), run, devices)
+    setup = prepare_run(small.config("demo", root, small.ROUTED, *more), run, devices)
     placed = meshes.shardings(
         setup.abstract, setup.system.partition, setup.mesh, params=setup.abstract.params()
     )
