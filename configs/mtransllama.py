@@ -210,7 +210,7 @@ def demo() -> ConfigDict:
         model=TINY_MODEL,
         beside=("demo_no_mqt",),
         optim={"lr": 3e-3, "beta2": 0.99},
-        train={"epochs": 4.0, "batch_size": 32, "eval_batch_size": 200,
+        train={"epochs": 3.0, "batch_size": 32, "eval_batch_size": 200,
                "select_on": "dev/all/micro_f1_sum"},
     )  # fmt: skip
 
