@@ -37,7 +37,6 @@ def mustard() -> ConfigDict:
                 "base": "",  # InstructBLIP or BLIP-2 as a Hugging Face folder, or a run
                 "learn": "adapters",  # paper; "all": everything
                 "positions": "both",  # chosen: e_t and e_s of Eq. 6 learn
-                "routers": True,  # chosen
             },
             "model": {
                 "variant": "both",
@@ -88,7 +87,7 @@ def mustard() -> ConfigDict:
                     "cross_modal": "full",
                     "temporal": True,  # paper
                     "pool": "query",
-                    "hidden": 64,
+                    "hidden": 64,  # chosen; 0: routers that do not learn
                     "norm": "softmax",
                     "routing": "soft",
                     "tau": 1.0,

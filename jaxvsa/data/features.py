@@ -180,7 +180,12 @@ def file_name(video: str, suffix: str = ".npy") -> str:
     Source: VC-CSA specification, section 3: "`video_file_id` without the last four characters".
     Chosen: only an extension is cut (`.mp4`, `.webm`), so own video names may have none.
     """
-    return _EXTENSION.sub("", video) + suffix
+    return stem(video) + suffix
+
+
+def stem(video: str) -> str:
+    """Name of a video without a media extension."""
+    return _EXTENSION.sub("", video)
 
 
 def read_npy_folder(

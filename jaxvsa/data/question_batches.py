@@ -68,11 +68,13 @@ class Choices:
         tokens: of all answers, question by question, the end token included.
         first_b: int64, where the answers of a question begin among them.
         count_b: int32, how many it offers; 0 if the answer is open.
+        most: places of a batch for them; questions of another split may need more than these.
     """
 
     tokens: Tokens
     first_b: np.ndarray
     count_b: np.ndarray
+    most: int
 
 
 class QuestionExamples:
@@ -105,8 +107,9 @@ class QuestionExamples:
         choices: Choices | None,
         clips: Clips | None,
         pad_id: int,
+        cut: Mapping[str, int] | None = None,
     ) -> None:
-        """Keeps references to the arrays and copies none.
+        """Keeps references to the arrays and copies none; `cut` counts texts that were cut.
 
         Raises:
             ValueError: the arguments do not speak of the same questions.
@@ -114,6 +117,7 @@ class QuestionExamples:
         self._prompts, self._answers, self._words = prompts, answers, words
         self._labels, self._choices = dict(labels), choices
         self._clips, self._pad_id = clips, pad_id
+        self.cut = dict(cut or {})
         self._chosen_gt = None if clips is None else clips.chosen()
         counts = {"prompts": len(prompts), "answers": len(answers)}
         counts |= {task: len(label_b) for task, label_b in self._labels.items()}
@@ -172,7 +176,7 @@ class QuestionExamples:
         choices = self._choices
         if choices is None:
             return {}
-        most, longest = int(choices.count_b.max()), int(choices.tokens.length_b.max())
+        most, longest = choices.most, int(choices.tokens.length_b.max())
         count_b1 = choices.count_b[index_b][:, None]
         place_bc = np.minimum(np.arange(most)[None], count_b1 - 1)
         at_y = (choices.first_b[index_b][:, None] + place_bc).reshape(-1)
@@ -213,9 +217,10 @@ def padded(
     return np.where(real_bn, tokens.ids_n[at_bn], pad_id).astype(np.int32)
 
 
-def choices_of(tokens: Tokens, counts: Sequence[int]) -> Choices | None:
-    """The answers offered; None if every answer is open."""
+def choices_of(tokens: Tokens, counts: Sequence[int], most: int = 0) -> Choices | None:
+    """The answers offered, `most` at least in a batch; None if every answer is open."""
     count_b = np.asarray(counts, np.int32)
     if not len(tokens):
         return None
-    return Choices(tokens, np.cumsum(count_b, dtype=np.int64) - count_b, count_b)
+    first_b = np.cumsum(count_b, dtype=np.int64) - count_b
+    return Choices(tokens, first_b, count_b, max(most, int(count_b.max())))

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.data.corpus import SPLITS
+from jaxvsa.data.features import stem
 
 LETTERS = string.ascii_uppercase
 LLM_TEXTS = ("question", "full")
@@ -57,6 +58,13 @@ class VideoQuestion:
             raise ValueError(f"{self.id}: label {self.label} of {len(self.options)} options")
         if (self.start_s is None) != (self.end_s is None):
             raise ValueError(f"{self.id}: a clip has a start and an end, or neither")
+
+    @property
+    def clip(self) -> str:
+        """Name of what is seen: the video, or a segment of it as `VIDEO_START-END`, in seconds."""
+        if self.start_s is None:
+            return self.video
+        return f"{stem(self.video)}_{self.start_s:g}-{self.end_s:g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -193,7 +193,8 @@ def read_qformer(
     among them.
 
     Raises:
-        UserError: a tensor is missing, left over, or of another shape than `options` say.
+        UserError: a tensor is missing or left over, or there are not so many queries of this width;
+            `place` checks other shapes.
     """
     if "query_tokens" not in tensors:
         raise UserError("tensor 'query_tokens' is missing")

@@ -17,23 +17,35 @@ from jaxvsa.interop.names import Place
 from jaxvsa.interop.tensors import open_safetensors
 from jaxvsa.layers.qformer import QFormerOptions
 
+# Field -> its key, and the value that an absent key means: files of transformers 4 leave out of
+# nested sections what is as in the classes InstructBlipVisionConfig, InstructBlipQFormerConfig and
+# LlamaConfig.
 _VISION = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "width": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "norm_eps": "layer_norm_eps",
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 14),
+    "width": ("hidden_size", 1408),
+    "num_layers": ("num_hidden_layers", 39),
+    "num_heads": ("num_attention_heads", 16),
+    "mlp_width": ("intermediate_size", 6144),
+    "norm_eps": ("layer_norm_eps", 1e-6),
 }
 _QFORMER = {
-    "num_layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "cross_every": "cross_attention_frequency",
-    "norm_eps": "layer_norm_eps",
+    "num_layers": ("num_hidden_layers", 12),
+    "width": ("hidden_size", 768),
+    "num_heads": ("num_attention_heads", 12),
+    "mlp_width": ("intermediate_size", 3072),
+    "max_positions": ("max_position_embeddings", 512),
+    "cross_every": ("cross_attention_frequency", 2),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+}
+_WORDS = ("vocab_size", 30522)
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
 }
 _KINDS = ("instructblip", "instructblipvideo", "blip-2")
 PREFIX = "language_model."
@@ -60,14 +72,15 @@ def read_fields(folder: str | Path) -> dict[str, dict[str, Any]]:
         if kind not in _KINDS:
             known = ", ".join((*_KINDS, "llama"))
             raise UserError(f"config.json: model_type {kind!r}; known: {known}")
-        text = config["qformer_config"] if kind != "blip-2" else None
-        qformer = {ours: config["qformer_config"][theirs] for ours, theirs in _QFORMER.items()}
-        qformer["num_queries"] = config["num_query_tokens"]
-        qformer["vocab_size"] = text["vocab_size"] if text else 0
+        theirs = config["qformer_config"]
+        qformer = {name: theirs.get(*where) for name, where in _QFORMER.items()}
+        qformer["num_queries"] = config.get("num_query_tokens", 32)
+        qformer["vocab_size"] = theirs.get(*_WORDS) if kind != "blip-2" else 0
+        vision = config["vision_config"]
         return {
-            "vision": {ours: config["vision_config"][theirs] for ours, theirs in _VISION.items()},
+            "vision": {name: vision.get(*where) for name, where in _VISION.items()},
             "qformer": qformer,
-            "decoder": _plain(llama.fields_of(config["text_config"])),
+            "decoder": _plain(llama.fields_of(_LLAMA | config["text_config"])),
         }
     except KeyError as error:
         raise UserError(f"{path}: no {error}") from error
@@ -97,7 +110,7 @@ def read_weights(
         need_vision: False leaves the vision transformer out.
 
     Raises:
-        UserError: no such files, or a tensor is missing, left over or of another shape.
+        UserError: no such files, or a tensor is missing or left over; `place` checks shapes.
     """
     try:
         tensors: dict[str, Any] = dict(open_safetensors(folder))

@@ -100,7 +100,8 @@ def read_decoder(
     """Parameters of `Decoder` from the tensors that begin with `prefix`.
 
     Raises:
-        UserError: a tensor is missing, left over, or of another shape than `fields` say.
+        UserError: a tensor is missing or left over, or the word table is of another shape than
+            `fields` say; `place` checks other shapes.
     """
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     table = leaves(fields["num_layers"], fields["tied"], prefix)

@@ -30,6 +30,8 @@ from jaxvsa.layers.transformer import INIT, layer_norm
 class QFormerOptions:
     """Sizes and choices of a Q-Former.
 
+    Deviation: no dropout, which MTransLLAMA does not speak of: frozen weights would be noisy.
+
     Attributes:
         num_layers: layers.
         width: d.

@@ -6,7 +6,7 @@ Source: MTransLLAMA, Eq. 11 and 12, and what it cites, TRAR (Zhou et al., 2021).
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -34,11 +34,11 @@ class RoutingOptions:
         cross_modal: "full": queries and words always see each other; "none": never under a band.
         temporal: attention over frames is routed, too.
         pool: the router reads the mean of "query" tokens, or of "all" real ones.
-        hidden: width of the router.
+        hidden: width of the router; 0: no router, every mask keeps the weight that it begins with.
         norm: "softmax" over the masks, or "none".
         routing: "soft" weights; "hard": in training weights drawn around one mask (Gumbel-softmax
             at `tau`), otherwise the likeliest mask alone.
-        tau: temperature of the relaxation.
+        tau: temperature of the relaxation. Deviation: constant; TRAR lowers it from 10 to 0.1.
         first_bias: initial bias of the first mask, so that a new model hardly differs from the one
             without routing.
     """
@@ -65,8 +65,8 @@ class RoutingOptions:
                 "routing.routing='hard' with routing.combine='hadamard': a score times zero still "
                 "takes part in the softmax, so one mask alone masks nothing; use mixture or log"
             )
-        if self.tau <= 0 or self.hidden < 1:
-            raise UserError("routing.tau must be above 0, routing.hidden at least 1")
+        if self.tau <= 0 or self.hidden < 0:
+            raise UserError("routing.tau must be above 0, routing.hidden at least 0")
 
     def num_masks(self, layer: int, num_layers: int) -> int:
         """Masks that a layer chooses from; with one there is no router and nothing changes."""
@@ -122,27 +122,37 @@ class Router(nn.Module):
             deterministic: nothing is drawn; otherwise from the rng collection "dropout".
         """
         options, wide = self.options, island(pooled_bd)
-        hidden = nn.Dense(options.hidden, use_bias=False, dtype=wide, name="inner")(pooled_bd)
-        bias = nn.initializers.zeros
+        zeros = nn.initializers.zeros
 
-        def first(rng: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-            return bias(rng, shape, dtype).at[0].set(options.first_bias)
+        def first(rng: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+            return zeros(rng, shape, dtype).at[..., 0].set(options.first_bias)
 
         example_b = jnp.asarray(example_b, jnp.uint32)
-        logits_bm = nn.Dense(
-            self.num_masks, kernel_init=bias, bias_init=first, dtype=wide, name="outer"
-        )(nn.relu(hidden))
+        if options.hidden:
+            inner = nn.Dense(options.hidden, use_bias=False, dtype=wide, name="inner")
+            logits_bm = nn.Dense(
+                self.num_masks, kernel_init=zeros, bias_init=first, dtype=wide, name="outer"
+            )(nn.relu(inner(pooled_bd)))
+        else:
+            logits_bm = first(None, (len(pooled_bd), self.num_masks), wide)
         if options.routing == "hard":
             if deterministic:
                 return jax.nn.one_hot(jnp.argmax(logits_bm, axis=-1), self.num_masks, dtype=wide)
             words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
             number_bm = value_number(place_b, self.num_masks)
             bits_bm, _ = threefry_2x32((words[0], words[1]), example_b[:, None], number_bm)
-            uniform_bm = (bits_bm.astype(wide) + 0.5) / 2.0**32
-            gumbel_bm = -jnp.log(-jnp.log(uniform_bm))
+            gumbel_bm = -jnp.log(-jnp.log(open_uniform(bits_bm, wide)))
             noisy_bm = jax.nn.log_softmax(logits_bm, axis=-1) + gumbel_bm
             return jax.nn.softmax(noisy_bm / options.tau, axis=-1)
         return jax.nn.softmax(logits_bm, axis=-1) if options.norm == "softmax" else logits_bm
+
+
+def open_uniform(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Uniform numbers from uint32, never 0 and never 1, which would make a Gumbel infinite.
+
+    23 of the bits: their number plus a half is exact in float32.
+    """
+    return ((bits >> 9).astype(dtype) + 0.5) / 2.0**23
 
 
 def routed_softmax(

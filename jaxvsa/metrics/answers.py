@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from string import ascii_uppercase
 
 import numpy as np
@@ -128,26 +128,13 @@ def answer_measures(confusion: Confusion, positive: int | None = None) -> dict[s
     """
     counts_cc = np.asarray(confusion.counts_cc, np.int64)
     values = measures(counts_cc)
-    support_c, total = values["support_c"], max(int(values["support_c"].sum()), 1)
+    total = max(int(counts_cc.sum()), 1)
     figures = {
         "accuracy": float(values["accuracy"]),
         "invalid_rate": float(counts_cc[:, -1].sum() / total),
     }
     for name in ("precision", "recall", "f1"):
-        figures[f"weighted_{name}"] = float((values[f"{name}_c"] * support_c).sum() / total)
+        figures[f"weighted_{name}"] = float(values[f"weighted_{name}"])
         if positive is not None:
             figures[name] = float(values[f"{name}_c"][positive])
     return figures
-
-
-def mean_over_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each figure's mean over the folds, every fold counting the same.
-
-    Source: MUStARD's published code.
-
-    Raises:
-        ValueError: no fold, or folds with different figures.
-    """
-    if not folds or any(fold.keys() != folds[0].keys() for fold in folds):
-        raise ValueError("a mean over folds needs at least one, all with the same figures")
-    return {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}

@@ -69,31 +69,38 @@ def measures(counts_cc: np.ndarray) -> dict[str, np.ndarray]:
     """Figures of one confusion matrix, or of many stacked along leading axes.
 
     Zero divided by zero is 0. `macro_f1` is the mean over the classes that occur as truth or as
-    prediction, which is scikit-learn's default label set; `weighted_f1` weights by support. With
-    one label and one prediction per example, `micro_f1` equals `accuracy`.
+    prediction, which is scikit-learn's default label set; the weighted figures are its "weighted
+    avg", by support. With one label and one prediction per example, `micro_f1` equals `accuracy`.
 
     Args:
         counts_cc: integers (..., c, c); rows true, columns predicted.
 
     Returns:
-        float64 (...): accuracy, micro_f1, macro_f1, weighted_f1; float64 (..., c): f1_c,
-        precision_c, recall_c; int64 (..., c): support_c, the number of true examples.
+        float64 (...): accuracy, micro_f1, macro_f1, weighted_f1, weighted_precision,
+        weighted_recall; float64 (..., c): f1_c, precision_c, recall_c; int64 (..., c): support_c,
+        the number of true examples.
     """
     counts_cc = np.asarray(counts_cc, np.int64)
     hits_c = np.diagonal(counts_cc, axis1=-2, axis2=-1)
     support_c = counts_cc.sum(axis=-1)
     predicted_c = counts_cc.sum(axis=-2)
     total = support_c.sum(axis=-1)
-    f1_c = _ratio(2 * hits_c, support_c + predicted_c)
+    by_class = {
+        "f1_c": _ratio(2 * hits_c, support_c + predicted_c),
+        "precision_c": _ratio(hits_c, predicted_c),
+        "recall_c": _ratio(hits_c, support_c),
+    }
+    f1_c = by_class["f1_c"]
     accuracy = _ratio(hits_c.sum(axis=-1), total)
     return {
         "accuracy": accuracy,
         "micro_f1": accuracy,
         "macro_f1": _ratio(f1_c.sum(axis=-1), (support_c + predicted_c > 0).sum(axis=-1)),
-        "weighted_f1": _ratio((f1_c * support_c).sum(axis=-1), total),
-        "f1_c": f1_c,
-        "precision_c": _ratio(hits_c, predicted_c),
-        "recall_c": _ratio(hits_c, support_c),
+        **{
+            f"weighted_{name[:-2]}": _ratio((value_c * support_c).sum(axis=-1), total)
+            for name, value_c in by_class.items()
+        },
+        **by_class,
         "support_c": support_c,
     }
 

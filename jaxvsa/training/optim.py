@@ -31,7 +31,7 @@ class OptimOptions:
         eps_rule: "hf" adds eps to the root of the raw second moment, so that its effective value
             is eps / sqrt(1 - beta2^t); "torch" adds it after the bias correction.
         weight_decay: decoupled, times the learning rate.
-        decay: which parameters decay: "all", or "kernels" (no bias, norm or token).
+        decay: which parameters decay: "all", or "kernels" (no bias, norm, token or other vector).
         warmup: share of all steps over which the rate rises linearly from 0; the first update has
             rate 0, as published.
         schedule: after the warm-up: "linear" falls to 0 at the last step, "cosine" likewise,
@@ -137,7 +137,10 @@ def make_optimizer(
     schedule = make_schedule(options, num_steps)
     paths = trees.named(learn)
     factor = _per_path(paths, parts, options.part_lr)
-    decays = {path: options.decay == "all" or not _BARE.fullmatch(path) for path in paths}
+    decays = {
+        path: options.decay == "all" or (leaf.ndim > 1 and not _BARE.fullmatch(path))
+        for path, leaf in paths.items()
+    }
     steps = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
     adam = scale_by_adam_hf if options.eps_rule == "hf" else optax.scale_by_adam
     steps.append(adam(options.beta1, options.beta2, options.eps))

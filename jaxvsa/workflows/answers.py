@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxvsa.metrics.answers import (
     INVALID,
     answer_measures,
     count_answers,
+    mvbench_compat,
     parse_option,
     parse_yes_no,
 )
@@ -31,8 +33,10 @@ def measure_written(
 ) -> Written:
     """Figures of written answers by full metric name, their standard errors, and the texts.
 
-    With ranked answers: "written_accuracy" and "invalid_rate", an answer that cannot be read being
-    wrong. With open ones: "exact_match", "ROUGE-L" and METEOR under the task "answer".
+    With ranked answers: the figures of `answer_measures` as "written_accuracy" and so on, and
+    "invalid_rate", an answer that cannot be read being wrong; of two classes the second is the
+    positive one; "written_mvbench" where answers are letters, as that benchmark's own evaluation
+    counts. With open ones: "exact_match", "ROUGE-L" and METEOR under the task "answer".
     """
     asked = [read_question(record) for record in comments.extra[RECORD]]
     values, errors = {}, {}
@@ -42,9 +46,16 @@ def measure_written(
         )
         label_b = comments.labels[task]
         most = max(len(names), *(len(one.options) for one in asked))
-        found = answer_measures(count_answers(label_b, read_b, most))
-        values[f"{split}/{task}/written_accuracy"] = found["accuracy"]
-        values[f"{split}/{task}/invalid_rate"] = found["invalid_rate"]
+        found = answer_measures(
+            count_answers(label_b, read_b, most), positive=1 if len(names) == 2 else None
+        )
+        values[f"{split}/{task}/invalid_rate"] = found.pop("invalid_rate")
+        values |= {f"{split}/{task}/written_{name}": value for name, value in found.items()}
+        if all(opens_letter(one) for one in asked):
+            values[f"{split}/{task}/written_mvbench"] = float(np.mean([
+                mvbench_compat(f"({text.removeprefix('(')}", one.answer)
+                for text, one in zip(texts, asked, strict=True)
+            ]))  # fmt: skip
         column_b = np.where(read_b == INVALID, most, read_b)
         error = bootstrap(label_b, column_b, comments.video, most + 1)["accuracy"].error
         if np.isfinite(error):
@@ -58,11 +69,16 @@ def measure_written(
 
 def read_answer(text: str, question: VideoQuestion, names: Sequence[str]) -> int:
     """Index of the answer that a text gives, or `INVALID`."""
-    first_words = [option.lower()[:2] for option in question.options]
-    if first_words == ["no", "ye"]:
+    options, opened = [option.lower() for option in question.options], opens_letter(question)
+    no_or_yes = len(options) == 2 and all(map(re.match, (r"\W*no\b", r"\W*yes\b"), options))
+    if no_or_yes and not opened:
         return parse_yes_no(text, (names[1],), (names[0],))
-    opened = question.answer_prefix.endswith("(")
     return parse_option(f"({text.removeprefix('(')}" if opened else text, question.options)
+
+
+def opens_letter(question: VideoQuestion) -> bool:
+    """Whether the answer begins with a letter in parentheses, of which the first is given."""
+    return question.answer_prefix.endswith("(")
 
 
 def add_texts(rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> None:

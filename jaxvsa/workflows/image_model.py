@@ -91,12 +91,35 @@ def codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, 
     from jaxvsa.workflows.runs import read_trained  # as above
 
     trained = read_trained(base, "newest")
+    _check_base(base, trained.config)
     theirs = trained.config["model"]
     for section in ("vision", "decoder"):
         config["model"][section] = copy.deepcopy(theirs[section])
     for name in _SHAPE:
         config["model"]["qformer"][name] = theirs["qformer"][name]
     return trained.codec, (trained.facts.vocab_size, trained.facts.words_size)
+
+
+def _check_base(base: str, config: Mapping[str, Any]) -> None:
+    """Refuses a run whose model has parts that an image model lacks: they would be lost."""
+    why = ""
+    if config["system"] != "mtransllama":
+        why = f"is a run of {config['system']}"
+    elif config["weights"]["learn"] != "all":
+        why = "trained adapters on top of a model"
+    elif config["model"]["variant"] == "both":
+        model = config["model"]
+        has = {
+            "low-rank changes": model["lora"]["rank"] > 0,
+            "routing": model["routing"]["enabled"],
+            "attention over frames": model["qformer"]["temporal"],
+        }
+        why = "".join(f"has {part}" for part in [name for name in has if has[name]][:1])
+    if why:
+        raise UserError(
+            f"config.weights.base: {base} {why}; name an image model: a Hugging Face folder, or a "
+            "run with weights.learn='all', lora.rank=0, no routing and no temporal attention"
+        )
 
 
 _SHAPE = (

@@ -72,8 +72,7 @@ def make_patches(
             f"{data} has frames of {pixels.width} values, {weights} reads {options.image_size} x "
             f"{options.image_size} x 3; resize them"
         )
-    store = precision.param_dtype
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, store), params)
+    params = _stored(params, precision)
     table = _encode(pixels, options, params, num_frames, precision, console)
     manifest = table.describe(encoder_name(params, num_frames, precision))
     corpora = {
@@ -106,13 +105,60 @@ def check_cache(found: str, root: Path, base: str, model: Mapping[str, Any]) -> 
         )
     frozen: Precision = build(Precision, model["frozen"], "config.model.frozen")
     _, params = read_vision_model(base)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(frozen.param_dtype), params)
-    wanted = encoder_name(params, model["num_frames"], frozen)
+    wanted = encoder_name(_stored(params, frozen), model["num_frames"], frozen)
     if found != wanted:
         raise UserError(
             f"{root} was made by '{found}', the model reads '{wanted}'; make it again with "
             f"python -m jaxvsa.prepare patches --weights {base} --num-frames {model['num_frames']}"
         )
+
+
+def see_frames(
+    clips: Mapping[str, np.ndarray], encoder: str, base: str, model: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """What the vision transformer makes of a user's frames, as `make_patches` would store it.
+
+    Args:
+        clips: name -> uint8 (frames, side, side, 3).
+        encoder: in the manifest of the data that the model was trained on.
+        base: the image model.
+        model: section `model` of the configuration.
+
+    Returns:
+        name -> bfloat16 (frames, patches, width), `model.num_frames` frames at most.
+
+    Raises:
+        UserError: frames of another size, or a base that is gone or another one.
+    """
+    frozen: Precision = build(Precision, model["frozen"], "config.model.frozen")
+    fields, params = read_vision_model(base)
+    options: VisionOptions = build(VisionOptions, fields, f"{base}: vision")
+    params = _stored(params, frozen)
+    if encoder_name(params, model["num_frames"], frozen) != encoder:
+        raise UserError(
+            f"{base} holds other weights than made the patches of the run, '{encoder}'; restore "
+            "the original there, or give the patches themselves"
+        )
+    side = options.image_size
+    for name, clip in clips.items():
+        if clip.shape[1:] != (side, side, 3) or not len(clip):
+            raise UserError(
+                f"clip '{name}' is {clip.dtype} {clip.shape}; the model reads frames of "
+                f"{(side, side, 3)}; resize them"
+            )
+    pixels = FeatureTable.from_counts(
+        np.concatenate([clip.reshape(len(clip), -1) for clip in clips.values()]),
+        np.array([len(clip) for clip in clips.values()]),
+        list(clips),
+    )
+    quiet = Console(quiet=True)
+    table = _encode(pixels, options, params, model["num_frames"], frozen, quiet)
+    return {name: table.of(name).reshape(-1, options.num_tokens, options.width) for name in clips}
+
+
+def _stored(params: Any, precision: Precision) -> Any:
+    """Parameters in the type in which the model holds them."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, precision.param_dtype), params)
 
 
 def _encode(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxvsa.core.errors import UserError, nearest
@@ -16,8 +18,9 @@ from jaxvsa.data.features import STORED, FeatureTable, file_name
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.questions import VideoQuestion
 from jaxvsa.evaluation.evaluator import run as run_task
+from jaxvsa.workflows.patches import see_frames
 from jaxvsa.workflows.prepare_questions import RECORD, write_question
-from jaxvsa.workflows.questions import Batching
+from jaxvsa.workflows.questions import Batching, cut_lines
 from jaxvsa.workflows.runs import Trained
 from jaxvsa.workflows.score import WRITE, batch_size
 
@@ -45,8 +48,8 @@ class Model:
 
         Args:
             questions: `video` names the clip.
-            clips: by that name: uint8 (frames, side, side, 3), or what the vision transformer
-                makes of them, (frames, patches, width); for a model that sees video.
+            clips: by that name: uint8 (frames, side, side, 3) or, for a model trained on patches,
+                what the vision transformer makes of them, (frames, patches, width).
 
         Raises:
             UserError: a clip is missing or of another kind than the model reads.
@@ -64,6 +67,8 @@ class Model:
         )
         row_b = None if table is None else table.rows(comments.video)
         examples = batching.examples(comments, trained.codec, row_b, table, resident=False)
+        for line in cut_lines(examples.cut):
+            print(f"WARNING: {line}", file=sys.stderr)
         size = batch_size(len(questions), self.config["train"]["eval_batch_size"], self._mesh)
         stream = iterate(batching.in_order(examples, size, local_shards(self._mesh)))
         task = trained.system.tasks[WRITE]
@@ -79,7 +84,7 @@ class Model:
                 raise UserError("the model reads no video; leave the clips out")
             return None
         names = list(dict.fromkeys(one.video for one in questions))
-        given, dtype = clips or {}, STORED[facts.feature_dtype]
+        given, dtype = self._seen(clips or {}), STORED[facts.feature_dtype]
         rows, counts = [], []
         for name in names:
             if name not in given:
@@ -95,7 +100,20 @@ class Model:
                 )
             rows.append(clip.reshape(-1, facts.feature_width).astype(dtype))
             counts.append(len(rows[-1]))
+            if not pixels and not np.isfinite(rows[-1].astype(np.float32)).all():
+                raise UserError(f"clip '{name}' holds values that are not finite; make it again")
         return FeatureTable.from_counts(np.concatenate(rows), np.array(counts), names)
+
+    def _seen(self, clips: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Frames as patches, if the model reads those; all else as it is."""
+        facts, manifest = self._trained.facts, self._trained.manifest
+        frames = {
+            name: clip for name, clip in clips.items() if clip.dtype == np.uint8 and clip.ndim == 4
+        }
+        if facts.video != "patches" or manifest is None or not frames:
+            return clips
+        base, model = self.config["weights"]["base"], self.config["model"]
+        return {**clips, **see_frames(frames, manifest.encoder, base, model)}
 
 
 def answer_one(model: Model, question: str, clip: str | Path | None) -> str:
@@ -141,7 +159,9 @@ def read_clip(path: str | Path) -> np.ndarray:
         UserError: missing or damaged.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        clip = np.load(path, allow_pickle=False)
+        # bfloat16, as NumPy writes it.
+        return clip.view(ml_dtypes.bfloat16) if clip.dtype == "V2" else clip
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a .npy file of a clip ({error})") from error
 

@@ -54,7 +54,8 @@ def add_questions(sources: Any, door: str) -> None:
         asked.add_argument("--out", required=True, type=Path, help="the folder to write; new")
         asked.add_argument(
             "--frames", required=True,
-            help="folder of a .npy file for each clip, uint8 (frames, side, side, 3), or none",
+            help="folder of a .npy file for each clip, uint8 (frames, side, side, 3), or none; the "
+            "file of a segment is VIDEO_START-END.npy, in seconds",
         )  # fmt: skip
         asked.add_argument("--seed", type=_seed, default=0, help="of splits that are drawn (0)")
 
@@ -88,11 +89,13 @@ def run_questions(args: dict[str, Any], console: Console) -> int:
     frames = None
     if args["frames"] != "none":
         asked = next(iter(found.sets.values())).questions
-        frames = read_frames(args["frames"], sorted({one.video for one in asked}))
+        frames = read_frames(args["frames"], sorted({one.clip for one in asked}))
     prepared = prepare_questions(
         found.sets, args["out"], found.task, found.names, frames, anonymous=found.anonymous
     )
     console.print(question_table(prepared))
+    if found.dropped:
+        console.print(f"left out: {found.dropped:,} train questions without options to read")
     return _done(args["out"])
 
 

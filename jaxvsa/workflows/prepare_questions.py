@@ -106,6 +106,11 @@ def read_question(record: str) -> VideoQuestion:
     return VideoQuestion(**values)
 
 
+def clip_names(comments: Comments) -> list[str]:
+    """The clip that each prepared question is about."""
+    return [read_question(record).clip for record in comments.extra[RECORD]]
+
+
 def read_questions(comments: Comments, speakers: str) -> list[VideoQuestion]:
     """The questions of prepared rows, speakers "named" or "anonymous".
 
@@ -130,12 +135,14 @@ class Asked:
         task: whose answers are ranked; "" if they are open.
         names: short names of these answers.
         anonymous: the same questions without the names of speakers; None if there are none.
+        dropped: questions that were left out.
     """
 
     sets: dict[str, QuestionSet]
     task: str = ""
     names: tuple[str, ...] = ()
     anonymous: QuestionSet | None = None
+    dropped: int = 0
 
 
 def read_asked(source: str, options: Mapping[str, Any]) -> Asked:
@@ -172,11 +179,15 @@ def _ur_funny(options: Mapping[str, Any]) -> Asked:
 
 def _clevrer_mc(options: Mapping[str, Any]) -> Asked:
     """Train from VideoChat2-IT, test from MVBench; both have their own ids."""
-    train = mvbench.read_train(options["train"]).questions
+    read = mvbench.read_train(options["train"]).questions
+    train = [one for one in read if one.label is not None]
+    if not train:
+        raise UserError(f"{options['train']}: no question has options that can be read")
     test = mvbench.read_test(options["root"]).questions
-    most = max(len(one.options) for one in (*train, *test))
-    both = QuestionSet((*train, *test), {"train": len(train), "test": len(test)})
-    return Asked({"official": both}, "option", tuple(LETTERS[:most]))
+    most, dropped = max(len(one.options) for one in (*train, *test)), len(read) - len(train)
+    report = {"train": len(train), "test": len(test), "without_options": dropped}
+    both = QuestionSet((*train, *test), report)
+    return Asked({"official": both}, "option", tuple(LETTERS[:most]), dropped=dropped)
 
 
 def _qaego4d(options: Mapping[str, Any]) -> Asked:

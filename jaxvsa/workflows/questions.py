@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from jaxvsa.workflows.image_model import (
 from jaxvsa.workflows.labelled import Labelled
 from jaxvsa.workflows.labelled import render as render
 from jaxvsa.workflows.patches import check_cache
-from jaxvsa.workflows.prepare_questions import RECORD, read_questions
+from jaxvsa.workflows.prepare_questions import RECORD, clip_names, read_questions
 
 NOUN = "questions"
 
@@ -80,20 +80,20 @@ class Batching:
     Attributes:
         data: see `DataOptions`.
         model: see `ModelOptions`.
-        cut: texts that lost their beginning so far: "prompts" and "words".
+        num_choices: answers that a question offers at most; 0 if answers are open.
     """
 
     data: DataOptions
     model: ModelOptions
-    cut: dict[str, int] = dataclasses.field(default_factory=dict)
+    num_choices: int = 0
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Batching:
+    def of(cls, config: Mapping[str, Any], num_choices: int = 0) -> Batching:
         """Read from a resolved configuration."""
         data = build(DataOptions, config["data"], "config.data")
         if data.shapes < 1:
             raise UserError(f"config.data.shapes is {data.shapes}; 1 is the least")
-        return cls(data, ModelOptions.of(config["model"], 1))
+        return cls(data, ModelOptions.of(config["model"], 1), num_choices)
 
     def is_resident(self, features: FeatureTable | None) -> bool:
         """Whether the clips lie on the device as one array; see `DataOptions`."""
@@ -117,7 +117,10 @@ class Batching:
         language = codec.language
         prompts = language.prompts([llm_text(one, self.data.llm_text) for one in asked])
         answers = language.answers([one.answer for one in asked])
-        offered = [text for one in asked for text in answer_texts(one)]
+        offered = language.answers([text for one in asked for text in answer_texts(one)])
+        cut = dict.fromkeys(CUT, 0)
+        prompts, cut["prompts"] = self._cut("prompts", prompts, model.max_prompt, comments.key)
+        cut["answers"] = sum(len(row) > model.max_answer for row in (*answers, *offered))
         words = None
         if model.reads_words:
             texts = [qformer_text(one) for one in asked]
@@ -127,28 +130,31 @@ class Batching:
                 tokens.ids_n[first:last].tolist()
                 for first, last in zip(tokens.start_b.tolist(), ends, strict=True)
             ]
-            words = ragged(self._cut("words", rows, model.max_words, comments.key))
+            rows, cut["words"] = self._cut("words", rows, model.max_words, comments.key)
+            words = ragged(rows)
         clips = None
         if model.variant == "both" and row_b is not None and features is not None:
             here = self.is_resident(features) if resident is None else resident
             clips = self._clips(row_b, features, here)
         return QuestionExamples(
-            ragged(self._cut("prompts", prompts, model.max_prompt, comments.key)),
+            ragged(prompts),
             ragged(_short(answers, model.max_answer)),
             words,
             comments.labels,
             choices_of(
-                ragged(_short(language.answers(offered), model.max_answer)),
+                ragged(_short(offered, model.max_answer)),
                 [len(answer_texts(one)) for one in asked],
+                self.num_choices,
             ),
             clips,
             language.pad_id,
+            cut,
         )
 
     def _cut(
         self, name: str, rows: list[list[int]], limit: int, keys: Sequence[str]
-    ) -> list[list[int]]:
-        """Rows of at most `limit` ids, or an error, as the options say."""
+    ) -> tuple[list[list[int]], int]:
+        """Rows of at most `limit` ids and how many were cut, or an error, as the options say."""
         if self.model.long == "error":
             for key, row in zip(keys, rows, strict=True):
                 if len(row) > limit:
@@ -157,9 +163,7 @@ class Batching:
                         f"config.model.{_LIMITS[name]} is {limit}; raise it, or set "
                         "config.model.long=left to drop what was said first"
                     )
-        found, count = cut_left(rows, limit)
-        self.cut[name] = self.cut.get(name, 0) + count
-        return found
+        return cut_left(rows, limit)
 
     def _clips(self, row_b: np.ndarray, features: FeatureTable, resident: bool) -> Clips:
         model = self.model
@@ -194,6 +198,20 @@ class Batching:
 
 _READERS = {"prompts": "the language model", "words": "the Q-Former"}
 _LIMITS = {"prompts": "max_prompt", "words": "max_words"}
+CUT = {
+    **{
+        name: f"too long for {reader} and lost what was said first"
+        for name, reader in _READERS.items()
+    },
+    "answers": "longer than config.model.max_answer and lost their end",
+}
+"""What happened to texts that were cut, for people."""
+
+
+def cut_lines(cut: Mapping[str, int], split: str = "") -> list[str]:
+    """Counts of `QuestionExamples.cut` in words, those that are not 0."""
+    of = f" of {split}" if split else ""
+    return [f"{count:,} texts{of} were {CUT[name]}" for name, count in cut.items() if count]
 
 
 def _short(rows: list[list[int]], limit: int) -> list[list[int]]:
@@ -228,7 +246,13 @@ class Assembled(Labelled):
     @functools.cached_property
     def batching(self) -> Batching:
         """See `Batching`."""
-        return Batching.of(self.config)
+        names = self.facts.label_names.values()
+        return Batching.of(self.config, max((len(found) for found in names), default=0))
+
+    @functools.cached_property
+    def cut(self) -> dict[str, Mapping[str, int]]:
+        """Split -> `QuestionExamples.cut`, of those that were read."""
+        return {}
 
     @property
     def features(self) -> FeatureTable | None:
@@ -244,8 +268,10 @@ class Assembled(Labelled):
     def examples(self, split: str) -> QuestionExamples:
         """The questions of a split, tokenised."""
         comments, features = self.comments(split), self.features
-        row_b = None if features is None else features.rows(comments.video)
-        return self.batching.examples(comments, self.codec, row_b, features)
+        row_b = None if features is None else features.rows(clip_names(comments))
+        examples = self.batching.examples(comments, self.codec, row_b, features)
+        self.cut[split] = examples.cut
+        return examples
 
     def sizes(self, batch_size: int = 1) -> dict[str, int]:
         """Sizes of a batch whose rows are all as long as they can be."""
@@ -266,11 +292,14 @@ class Assembled(Labelled):
             f"{self.facts.words_size if model.reads_words else 0:,}; "
             f"{model.num_visual} visual tokens of {model.num_frames} frames"
         ]
-        return lines + [
-            f"{count:,} texts were too long for {_READERS[name]} and lost what was said first"
-            for name, count in self.batching.cut.items()
-            if count
-        ]
+        return lines + cut_lines(self.cut.get("train", {}))
+
+    def notes(self, trained: Mapping[str, Any], own: bool) -> Iterator[str]:
+        """See `Labelled.notes`."""
+        for split, cut in self.cut.items():
+            if split != "train":
+                yield from cut_lines(cut, split)
+        yield from super().notes(trained, own)
 
 
 def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
@@ -289,6 +318,12 @@ def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
         )
     root = find_root(run, options.root, config["seed"])
     prepared = Prepared.open(root)
+    sees = config["model"].get("variant") == "both"
+    if sees and not weights.base and weights.learn == "adapters":
+        raise UserError(
+            "config.weights.base is empty and config.weights.learn is 'adapters': everything else "
+            "would stay random; name an InstructBLIP or BLIP-2 folder, or set learn='all'"
+        )
     base = resolved["weights"]["base"] = ensure_base(run, weights.base)
     train = prepared.comments(options.protocol, "train")
     if RECORD not in train.extra:

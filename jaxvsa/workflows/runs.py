@@ -169,7 +169,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     A key that has come since gets the value that does what the older version did. Format 1 had
     ladders of padded lengths, format 1 and 2 a loop over the text layers; neither changed a result.
     """
-    if config["system"] != "vccsa":  # which came with format 3
+    if config["system"] == "mtransllama":
+        weights = {key: value for key, value in config["weights"].items() if key != "routers"}
+        return {**config, "weights": weights}
+    if config["system"] != "vccsa":  # the others came with format 3
         return config
     text = {key: value for key, value in config["model"]["text"].items() if key != "unroll"}
     config = {**config, "model": {**config["model"], "text": text}}

@@ -19,11 +19,12 @@ from jaxvsa.evaluation.evaluator import flat_metrics, flat_values, run
 from jaxvsa.evaluation.intervals import bootstrap
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
 from jaxvsa.evaluation.tables import Row, save_confusion
-from jaxvsa.metrics.baselines import majority, speaker_prior, video_majority
+from jaxvsa.metrics.baselines import majority, option_chance, speaker_prior, video_majority
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Params, System
 from jaxvsa.workflows.answers import add_texts, measure_written
 from jaxvsa.workflows.demo import demo_facts
+from jaxvsa.workflows.prepare_questions import RECORD, read_question
 
 TASK, WRITE = "classify", "generate"
 LabelNames = Mapping[str, Sequence[str]]
@@ -112,7 +113,11 @@ def score(
 
 
 def baselines(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[Row]:
-    """Rows that need no model: global majority, video majority and, for the demo, its optimum."""
+    """Rows that need no model.
+
+    The majority of all, of the video, or of the speaker; a guess among a question's options; for
+    the demo, its optimum.
+    """
     train = prepared.comments(protocol, "train")
     rows: dict[str, dict[str, float]] = {"global majority": {}, "video majority": {}}
     if any(train.extra.get("speaker", [])):
@@ -125,7 +130,20 @@ def baselines(prepared: Prepared, protocol: str, splits: Sequence[str]) -> list[
                 state = Confusion.from_labels(comments.labels[task], guess_b, len(names))
                 values |= flat_values(state.compute(), f"{split}/{task}", names)
     found = [Row(name, values) for name, values in rows.items()]
+    if RECORD in train.extra and prepared.labels:
+        found.append(Row("chance", chance(prepared, protocol, splits)))
     return found + optimum(prepared, protocol, splits)
+
+
+def chance(prepared: Prepared, protocol: str, splits: Sequence[str]) -> dict[str, float]:
+    """Expected accuracy of a guess among each question's own options, by full metric name."""
+    (task,), values = prepared.labels, {}
+    for split in splits:
+        records = prepared.comments(protocol, split).extra[RECORD]
+        values[f"{split}/{task}/accuracy"] = option_chance(
+            [len(read_question(record).options) for record in records]
+        )
+    return values
 
 
 def _guess(name: str, train: Comments, comments: Comments, task: str) -> np.ndarray:

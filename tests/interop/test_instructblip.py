@@ -307,13 +307,32 @@ def refuse(folder: Path, match: str, options: Any = None) -> None:
 
 
 @pytest.mark.torch
+def test_what_a_configuration_leaves_out_is_as_in_the_published_classes(tmp_path: Path) -> None:
+    """Files of transformers 4 hold of nested sections what differs from their classes."""
+    transformers = pytest.importorskip("transformers")
+    whole = transformers.InstructBlipConfig(
+        vision_config=transformers.InstructBlipVisionConfig().to_dict(),
+        qformer_config=transformers.InstructBlipQFormerConfig().to_dict(),
+        text_config=transformers.LlamaConfig().to_dict(),
+    ).to_dict()
+    kinds = {"qformer_config": {}, "vision_config": {}, "text_config": {"model_type": "llama"}}
+    bare = {"model_type": "instructblip", **kinds}
+    found = []
+    for name, config in {"whole": whole, "bare": bare}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        found.append(read_fields(tmp_path / name))
+    assert found[0] == found[1]
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"model_type": "llava"}, "model_type 'llava'; known: instructblip, instructblipvideo, bl"),
         ({"text_config__model_type": "opt"}, "model_type 'opt'; known: 'llama'"),
         ({"text_config__attention_bias": True}, "attention_bias is true"),
-        ({"vision_config__patch_size": None}, "config.json: no 'patch_size'"),
+        ({"vision_config": None}, "config.json: no 'vision_config'"),
         ({"qformer_config": None}, "config.json: no 'qformer_config'"),
         ({"num_query_tokens": 5}, r"'query_tokens' has shape \(4, 48\), expected \(5, 48\)"),
         ({"text_config__vocab_size": 50}, r"has shape \(41, 48\), config.json says \(50, 48\)"),

@@ -16,6 +16,7 @@ from jaxvsa.layers.routing import (
     RoutingOptions,
     band_masks,
     joint_masks,
+    open_uniform,
     routed_softmax,
 )
 
@@ -122,6 +123,22 @@ def test_a_new_router_prefers_the_first_mask() -> None:
     assert set(params["params"]["inner"]) == {"kernel"}
 
 
+def test_masks_without_a_router_keep_the_weights_of_a_new_one() -> None:
+    rows = jnp.ones((2, 7)), jnp.arange(2), jnp.arange(2)
+    new, none = Router(4, options()), Router(4, options(hidden=0))
+    assert none.init(jax.random.key(0), *rows, True) == {}
+    want = new.apply(new.init(jax.random.key(0), *rows, True), *rows, True)
+    np.testing.assert_allclose(none.apply({}, *rows, True), want, rtol=1e-6)
+
+
+def test_gumbel_numbers_are_finite_whatever_the_bits() -> None:
+    bits = jnp.array([0, 511, 512, 0xFFFFFF7F, 0xFFFFFF80, 0xFFFFFFFF], jnp.uint32)
+    uniform = open_uniform(bits, jnp.float32)
+    assert (uniform > 0).all() and (uniform < 1).all()
+    assert jnp.isfinite(-jnp.log(-jnp.log(uniform))).all()
+    np.testing.assert_allclose(uniform, (np.asarray(bits) // 512 + 0.5) / 2**23, rtol=0)
+
+
 def test_hard_routing_takes_one_mask_and_draws_by_its_odds() -> None:
     router = Router(2, options(routing="hard", combine="log", tau=0.01, first_bias=1.0))
     rows = jnp.zeros((4000, 7)), jnp.arange(4000), jnp.zeros(4000, int)
@@ -143,6 +160,7 @@ def test_hard_routing_takes_one_mask_and_draws_by_its_odds() -> None:
         ({"orders": (1, 2)}, "the first must be 0"),
         ({"routing": "hard", "combine": "hadamard"}, "masks nothing"),
         ({"tau": 0.0}, "tau"),
+        ({"hidden": -1}, "routing.hidden at least 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(changes: dict[str, Any], match: str) -> None:

@@ -8,7 +8,6 @@ from jaxvsa.metrics.answers import (
     INVALID,
     answer_measures,
     count_answers,
-    mean_over_folds,
     mvbench_compat,
     parse_option,
     parse_yes_no,
@@ -167,10 +166,3 @@ def test_no_answers_give_zeros():
 def test_arrays_that_do_not_fit_are_refused(label, answer):
     with pytest.raises(ValueError, match=r"differ|classes run from 0 to 1"):
         count_answers(np.array(label), np.array(answer), 2)
-
-
-def test_folds_count_the_same():
-    assert mean_over_folds([{"x": 0.25, "y": 1.0}, {"x": 0.75, "y": 0.0}]) == {"x": 0.5, "y": 0.5}
-    for folds in ([], [{"x": 1.0}, {"y": 1.0}]):
-        with pytest.raises(ValueError, match="at least one, all with the same figures"):
-            mean_over_folds(folds)

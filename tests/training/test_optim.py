@@ -62,18 +62,21 @@ def tree() -> dict[str, Any]:
         "text": {"kernel": jnp.ones((2, 2)), "norm": {"scale": jnp.ones(2)}},
         "conv_bias_0": jnp.ones((1, 2)),
         "token": jnp.ones((1, 2)),
+        "gate": jnp.ones(()),
+        "whole": jnp.ones(2),
     }
 
 
-def test_decay_spares_biases_norms_and_tokens() -> None:
+def test_decay_spares_biases_norms_tokens_and_vectors() -> None:
     tx, _ = make_optimizer(
         options(weight_decay=0.1, warmup=0.0, schedule="constant"), 5, PARTS, tree()
     )
     zero = jax.tree.map(jnp.zeros_like, tree())
     updates, _ = tx.update(zero, tx.init(tree()), tree())
     np.testing.assert_allclose(updates["text"]["kernel"], -1e-4, rtol=1e-6)
-    for spared in (updates["text"]["norm"]["scale"], updates["conv_bias_0"], updates["token"]):
-        np.testing.assert_array_equal(spared, 0)
+    spared = [updates[name] for name in ("conv_bias_0", "token", "gate", "whole")]
+    for update in (updates["text"]["norm"]["scale"], *spared):
+        np.testing.assert_array_equal(update, 0)
 
 
 def test_part_rate_scales_the_updates_of_its_part_only() -> None:

@@ -25,6 +25,7 @@ from jaxvsa.workflows.runs import read_trained
 
 SPEC = "configs/mtransllama.py"
 SIZES = {"train": 24, "dev": 8, "test": 8}
+SCRATCH = ("weights.base=", "weights.learn=all")
 ROUTED = "model.routing.schedule=all"
 """Both layers are routed."""
 

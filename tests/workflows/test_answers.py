@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,15 @@ def test_letters_behind_the_prefix_are_read(text: str, want: int) -> None:
     assert read_answer(text, choice(0, 0, ("a ball", "a cube")), ("A", "B")) == want
 
 
+def test_options_that_begin_like_yes_and_no_are_read_as_options() -> None:
+    asked = dataclasses.replace(choice(0, 1, ("not sure", "yellow")), answer_prefix="")
+    assert read_answer("yellow", asked, ("A", "B")) == 1
+    assert read_answer("Not sure.", asked, ("A", "B")) == 0
+    assert read_answer("yes", asked, ("A", "B")) == INVALID
+    lettered = choice(0, 1, ("no", "yes"))
+    assert [read_answer(text, lettered, ("A", "B")) for text in ("B", "A) no")] == [1, 0]
+
+
 def rows(*asked: VideoQuestion, task: str = "fun", names: tuple[str, ...] = NAMES):
     return to_corpus(QuestionSet(asked), task, names, {}).splits["test"]
 
@@ -62,7 +73,12 @@ def test_answer_that_cannot_be_read_is_wrong_and_counted() -> None:
     asked = [yes_no(0, 1), yes_no(1, 0), yes_no(2, 1), yes_no(3, 0)]
     texts = ["yes", "yes", "nothing to say here", "no"]
     values, errors, kept = measure_written(texts, rows(*asked), {"fun": NAMES}, "test")
-    assert values == {"test/fun/written_accuracy": 0.5, "test/fun/invalid_rate": 0.25}
+    written = {name.removeprefix("test/fun/"): value for name, value in values.items()}
+    assert written.pop("invalid_rate") == 0.25
+    # Of two that are funny one is called so, of two others one: 1 of 2 and 1 of 1 said are right.
+    want = {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5,
+            "weighted_precision": 0.75, "weighted_recall": 0.5, "weighted_f1": 7 / 12}  # fmt: skip
+    assert written == pytest.approx({f"written_{name}": value for name, value in want.items()})
     assert 0 < errors["test/fun/written_accuracy"] < 0.5 and kept == texts
 
 
@@ -74,6 +90,8 @@ def test_unreadable_answers_to_options_of_different_numbers() -> None:
     values, _, _ = measure_written(texts, comments, {"option": names}, "test")
     assert values["test/option/written_accuracy"] == pytest.approx(2 / 3)
     assert values["test/option/invalid_rate"] == pytest.approx(1 / 3)
+    assert values["test/option/written_mvbench"] == pytest.approx(2 / 3)
+    assert "test/option/written_precision" not in values
 
 
 def test_open_answers_are_compared_as_texts() -> None:

@@ -88,6 +88,7 @@ def test_folds_and_variants_stand_in_one_table(table: tuple[Path, list[Row]]) ->
     run, rows = table
     assert [row.name for row in rows] == [
         "mtransllama (2 folds)", "low", "global majority (2 folds)", "speaker prior (2 folds)",
+        "chance (2 folds)",
     ]  # fmt: skip
     assert json.loads((run / "table.json").read_text()) == [vars(row) for row in rows]
     for place, folder in ((0, run), (1, run / "low")):
@@ -139,7 +140,7 @@ def test_mustard_dialogues_end_to_end(mustard: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     rows = fit_all(f"{TEXT}_anonymous", given, tmp_path / "run", QUIET)
     assert [row.name.split(" (")[0] for row in rows] == [
-        "mtransllama", "global majority", "speaker prior",
+        "mtransllama", "global majority", "speaker prior", "chance",
     ]  # fmt: skip
     name = "test/sarcasm/accuracy"
     assert rows[1].values[name] == pytest.approx((138 - POSITIVES[0]) / 138)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jaxvsa.core.files import write_json
 from jaxvsa.interop.blip import without_words
 from jaxvsa.interop.tensors import load_safetensors, save_safetensors
 from jaxvsa.workflows.assemble import assemble
-from jaxvsa.workflows.image_model import is_run, read_base
+from jaxvsa.workflows.image_model import _check_base, is_run, read_base
 from jaxvsa.workflows.questions import Assembled
 from jaxvsa.workflows.runs import read_trained
 
@@ -138,6 +139,29 @@ def test_blip2_reads_no_text(clips_root: Path, image_folder: Path, tmp_path: Pat
     assert "ids_gw" not in data.examples("dev").batch(
         np.arange(1), np.ones(1, bool), data.sizes(), 1
     )
+
+
+def test_run_that_is_no_image_model_is_refused(
+    clips_root: Path, image_run: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "tuned"
+    more = ("train.steps=1", "train.select_on=")
+    small.fit("demo", clips_root, run, f"weights.base={image_run}", *more)
+    with pytest.raises(UserError, match="tuned trained adapters on top of a model; name an image"):
+        opened(clips_root, run)
+    with pytest.raises(UserError, match="is a run of vccsa; name an image model"):
+        opened(clips_root, trained_run)
+    record = json.loads((image_run / "config.json").read_text())["config"]
+    for section, key, value, what in (
+        ("lora", "rank", 4, "has low-rank changes"),
+        ("routing", "enabled", True, "has routing"),
+        ("qformer", "temporal", True, "has attention over frames"),
+    ):
+        config = copy.deepcopy(record)
+        _check_base("runs/x", config)
+        config["model"][section][key] = value
+        with pytest.raises(UserError, match=f"runs/x {what}; name an image model"):
+            _check_base("runs/x", config)
 
 
 def small_table(folder: Path) -> None:

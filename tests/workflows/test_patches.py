@@ -15,7 +15,11 @@ from jaxvsa import prepare as door
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.data.prepared import Prepared
+from jaxvsa.data.questions import VideoQuestion
+from jaxvsa.workflows import predict_answers
 from jaxvsa.workflows.patches import make_patches
+from jaxvsa.workflows.predict import load
+from jaxvsa.workflows.predict_answers import read_clip
 
 
 def cache(root: Path, weights: Path, out: Path, num_frames: int = 4) -> Path:
@@ -66,7 +70,10 @@ def test_cache_of_a_folder_and_of_the_run_it_came_from_are_the_same(
     [
         (("model.num_frames=2",), r"4 frames', the model reads '.*2 frames'; .*prepare patches"),
         (("model.frozen.compute=bfloat16",), "float32/bfloat16.*make it again"),
-        (("weights.base=",), "holds patches of .*name the weights that made them"),
+        (
+            ("weights.base=", "weights.learn=all"),
+            "holds patches of .*name the weights that made them",
+        ),
     ],
 )
 def test_cache_for_another_model_is_refused(
@@ -123,3 +130,28 @@ def test_frames_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, m
     (tmp_path / "b.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match=r"b\.npy: not a \.npy file"):
         read_frames(tmp_path, ["a.mp4", "b.mp4"])
+
+
+def test_frames_are_answered_by_a_model_that_was_trained_on_patches(
+    clips_root: Path, cached: Path, image_run: Path, tmp_path: Path
+) -> None:
+    folder = small.write_folder(image_run, tmp_path / "base")
+    small.fit("demo", cached, tmp_path / "run", f"weights.base={folder}")
+    model = load(tmp_path / "run")
+    assert isinstance(model, predict_answers.Model)
+    pixels, patches = Prepared.open(clips_root).features(), Prepared.open(cached).features()
+    names = list(pixels.row)[:4]
+    frames = {name: pixels.of(name).reshape(-1, 16, 16, 3) for name in names}
+    seen = {name: patches.of(name).reshape(4, 17, -1) for name in names}
+    asked = [VideoQuestion(name, name, "left or right?", "") for name in names]
+    assert model.answer(asked, frames) == model.answer(asked, seen)
+    np.save(tmp_path / "clip.npy", seen[names[0]])
+    np.testing.assert_array_equal(read_clip(tmp_path / "clip.npy"), seen[names[0]])
+    nothing = {**seen, names[0]: np.full_like(seen[names[0]], np.nan)}
+    with pytest.raises(UserError, match="holds values that are not finite"):
+        model.answer(asked, nothing)
+    with pytest.raises(UserError, match=r"the model reads frames of \(16, 16, 3\); resize them"):
+        model.answer(asked, {**frames, names[0]: np.zeros((4, 20, 20, 3), np.uint8)})
+    small.edit_tensor(folder, "vision_model.post_layernorm.weight")
+    with pytest.raises(UserError, match="holds other weights than made the patches of the run"):
+        model.answer(asked, frames)

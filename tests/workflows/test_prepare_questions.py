@@ -11,14 +11,17 @@ import pytest
 from rich.console import Console
 from workflows import small_questions as small
 
+from jaxvsa import prepare as prepare_door
 from jaxvsa.core.errors import UserError
+from jaxvsa.core.files import write_json
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.questions import QuestionSet, VideoQuestion
-from jaxvsa.data.sources import mustard
+from jaxvsa.data.sources import mustard, mvbench, youcook2
 from jaxvsa.workflows.prepare_questions import (
     ANONYMOUS,
     PIXELS,
     RECORD,
+    clip_names,
     prepare_questions,
     question_table,
     read_asked,
@@ -136,6 +139,47 @@ def test_bad_frames_are_one_line(tmp_path: Path, frames: object, match: str) -> 
     with pytest.raises(UserError, match=match) as caught:
         read_frames(tmp_path, ["a.mp4", "b.mp4"])
     assert "\n" not in str(caught.value)
+
+
+def test_segments_of_one_video_are_clips_of_their_own(tmp_path: Path) -> None:
+    ends = ((0, 5), (90, 95.5), (90, 95.5))
+    parts = [{"segment": end, "sentence": f"step {at}"} for at, end in enumerate(ends)]
+    database = {"x": {"subset": "training", "annotations": parts[:2]},
+                "y": {"subset": "validation", "annotations": parts[2:]}}  # fmt: skip
+    write_json(tmp_path / youcook2.ANNOTATIONS, {"database": database})
+    (tmp_path / "frames").mkdir()
+    names = ("x_0-5", "x_90-95.5", "y_90-95.5")
+    for count, name in enumerate(names, 1):
+        np.save(tmp_path / "frames" / f"{name}.npy", frames_of(count))
+    given = ["youcook2", "--root", str(tmp_path), "--frames", str(tmp_path / "frames")]
+    prepare_door.main([*given, "--out", str(tmp_path / "out")])
+    prepared = Prepared.open(tmp_path / "out")
+    table, train = prepared.features(), prepared.comments("official", "train")
+    assert train.video == ["x", "x"]  # of one video, for error bars
+    assert clip_names(train) == ["x_0-5", "x_90-95.5"] and set(table.row) == set(names)
+    assert table.count_g[table.rows(clip_names(train))].tolist() == [1, 2]
+    (tmp_path / "frames" / "x_0-5.npy").unlink()
+    with pytest.raises(UserError, match=r"x_0-5.npy: missing"):
+        prepare_door.main([*given, "--out", str(tmp_path / "again")])
+
+
+def test_train_questions_of_clevrer_without_options_are_left_out_and_counted(
+    tmp_path: Path,
+) -> None:
+    asked = [("Which?\n(A) a\n(B) b\n(C) c\n(D) d", "Answer: (D) d"), ("Which?", "red")]
+    pairs = [{"i": "", "q": question, "a": answer} for question, answer in asked]
+    write_json(tmp_path / "train.json", [{"video": "v.mp4", "QA": pairs}])
+    row = {"video": "w.mp4", "question": "Which?", "candidates": ["x", "y", "z"], "answer": "y"}
+    for name in mvbench.TASKS.values():
+        write_json(tmp_path / f"{name}.json", [row])
+    found = read_asked("clevrer_mc", {"root": tmp_path, "train": tmp_path / "train.json"})
+    assert found.dropped == 1 and found.names == ("A", "B", "C", "D")
+    both = found.sets["official"]
+    assert [one.label for one in both.split("train")] == [3] and len(both.split("test")) == 4
+    assert both.report == {"train": 1, "test": 4, "without_options": 1}
+    write_json(tmp_path / "train.json", [{"video": "v.mp4", "QA": pairs[1:]}])
+    with pytest.raises(UserError, match=r"train.json: no question has options that can be read"):
+        read_asked("clevrer_mc", {"root": tmp_path, "train": tmp_path / "train.json"})
 
 
 @pytest.mark.real_data

@@ -17,7 +17,7 @@ from workflows.trajectories import assert_same, trajectory
 from jaxvsa.core import trees
 from jaxvsa.core.config import to_plain
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.questions import QuestionSet, llm_text, qformer_text
+from jaxvsa.data.questions import QuestionSet, VideoQuestion, llm_text, qformer_text
 from jaxvsa.workflows.assemble import assemble, kind
 from jaxvsa.workflows.evaluate import evaluate
 from jaxvsa.workflows.prepare_questions import prepare_questions, read_questions
@@ -46,7 +46,7 @@ def tuned(clips_root: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_every_text_and_frame_reaches_the_batch(clips_root: Path) -> None:
-    data = opened("demo", clips_root, "weights.base=")
+    data = opened("demo", clips_root, *small.SCRATCH)
     asked = read_questions(data.comments("dev"), "named")
     examples, codec = data.examples("dev"), data.codec
     sizes = {name: axis.largest(8) for name, axis in examples.axes().items()}
@@ -70,7 +70,7 @@ def test_every_text_and_frame_reaches_the_batch(clips_root: Path) -> None:
 
 
 def test_facts_are_those_of_the_data(clips_root: Path) -> None:
-    facts = opened("demo", clips_root, "weights.base=").facts
+    facts = opened("demo", clips_root, *small.SCRATCH).facts
     assert facts.label_names == {"way": ("left", "right")}
     assert (facts.video, facts.feature_width, facts.feature_dtype) == ("pixels", 768, "uint8")
     text = opened("mustard_text", clips_root, "data.protocol=demo").facts
@@ -102,6 +102,10 @@ def test_question_beyond_the_limit_loses_its_beginning_and_is_counted(text_root:
         kept = data.codec.language.decode(batch["prompt_bn"][b])
         assert llm_text(asked[b], "full").endswith(kept) and len(kept) >= 18
     assert "8 texts were too long for the language model and lost" in data.about()[-1]
+    for _ in range(2):  # counted once, however often it is read, and for each split
+        data.examples("test")
+    assert "8 texts of test were too long for the lang" in next(data.notes(data.config, True))
+    assert len(data.about()) == 2
 
 
 def test_question_beyond_the_limit_is_refused_if_asked_for(text_root: Path) -> None:
@@ -111,12 +115,12 @@ def test_question_beyond_the_limit_is_refused_if_asked_for(text_root: Path) -> N
 
 
 def test_words_beyond_the_limit_are_counted_for_the_qformer(clips_root: Path) -> None:
-    more = ("weights.base=", "model.max_words=5", "data.vocab_size=261")
+    more = (*small.SCRATCH, "model.max_words=5", "data.vocab_size=261")
     data = opened("demo", clips_root, *more)
     assert data.examples("train").axes()["l"].need_b.tolist() == [5] * 24
     assert "24 texts were too long for the Q-Former" in "\n".join(data.about())
     with pytest.raises(UserError, match=r"for the Q-Former has .*max_words is 5"):
-        opened("demo", clips_root, *more, "model.long=error").examples("train")
+        opened("demo", clips_root, *more, "model.max_prompt=64", "model.long=error").examples("dev")
 
 
 def test_answer_beyond_the_limit_keeps_its_end_token(text_root: Path) -> None:
@@ -125,10 +129,36 @@ def test_answer_beyond_the_limit_keeps_its_end_token(text_root: Path) -> None:
     eos = data.codec.language.eos_id
     assert (batch["answer_ba"][:, -1] == eos).all() and (batch["answer_length_b"] == 3).all()
     assert batch["choice_bcy"].shape == (8, 2, 3) and (batch["choice_bcy"][..., -1] == eos).all()
+    # Each question's answer, and both that it offers.
+    assert "24 texts were longer than config.model.max_answer" in data.about()[-1]
+
+
+def test_splits_may_offer_other_numbers_of_answers(tmp_path: Path) -> None:
+    """Four in train, two in test: a run with all its tables."""
+    words = ("red", "blue", "green", "grey")
+    asked = [
+        VideoQuestion(
+            id=f"{split}{n}", video=f"v{n}", question=f"which of {many}?", answer=words[n % many],
+            options=words[:many], label=n % many, split=split,
+        )
+        for split, many in (("train", 4), ("test", 2)) for n in range(8)
+    ]  # fmt: skip
+    root = tmp_path / "data"
+    prepare_questions({"own": QuestionSet(tuple(asked))}, root, "colour", words)
+    more = ("data.protocol=own", "data.vocab_size=300")
+    batch = opened("mustard_text", root, *more).examples("test").batch(
+        np.arange(8), np.ones(8, bool), {"n": 16, "a": 8}, 1
+    )  # fmt: skip
+    assert batch["choice_bcy"].shape[:2] == (8, 4)
+    assert ((batch["choice_length_bc"] > 0) == [True, True, False, False]).all()
+    model, *_, chance = small.fit("mustard_text", root, tmp_path / "run", *more)
+    assert chance.name == "chance" and chance.values == {"test/colour/accuracy": 0.5}
+    assert {f"test/colour/f1/{word}" for word in words} <= model.values.keys()
+    assert 0 <= model.values["test/colour/weighted_precision"] <= 1
 
 
 def test_short_clip_repeats_its_last_frame_or_is_refused(clips_root: Path) -> None:
-    more = ("weights.base=", "model.num_frames=6")
+    more = (*small.SCRATCH, "model.num_frames=6")
     batch = (
         opened("demo", clips_root, *more)
         .examples("dev")
@@ -155,9 +185,14 @@ def test_short_clip_repeats_its_last_frame_or_is_refused(clips_root: Path) -> No
         ("demo", "model.max_words=65", r"qformer\.max_positions is 64"),
         ("demo", "model.routing.routing=hard", "one mask alone masks nothing; use mixture or log"),
         ("demo", "model.vision.image_size=20", "has pixels of 768 values, .* reads 1200"),
-        ("demo", "model.variant=text", "variant 'text' has no Q-Former; use 'all'"),
         ("demo", "weights.learn=some", r"config\.weights\.learn: .*'some'"),
+        (
+            "demo",
+            "weights.learn=adapters",
+            "base is empty and .*'adapters': everything else would stay ran",
+        ),
         ("demo", "weights.base=nowhere", "nowhere has no config.json; name a Hugging Face folder"),
+        ("mustard_text", "weights.learn=adapters", "variant 'text' has no Q-Former; use 'all'"),
         ("mustard_text", "model.variant=both", "variant is 'both', but the data has no frames"),
         ("mustard_text", "model.max_prompt=0", "max_prompt is 0; 1 is the least"),
         ("mustard_text", "train.select_on=dev/all/micro_f1_sum", "has no dev split to select on"),
@@ -166,7 +201,7 @@ def test_short_clip_repeats_its_last_frame_or_is_refused(clips_root: Path) -> No
 def test_bad_settings_are_one_line(
     clips_root: Path, text_root: Path, tmp_path: Path, variant: str, more: str, match: str
 ) -> None:
-    root, given = clips_root, ["weights.base="]
+    root, given = clips_root, [*small.SCRATCH]
     if variant == "mustard_text":
         root, given = text_root, ["data.protocol=own_0"]
     with pytest.raises(UserError, match=match) as caught:
@@ -177,7 +212,7 @@ def test_bad_settings_are_one_line(
 
 def test_comments_are_no_questions(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds comments, not questions"):
-        small.fit("demo", root, tmp_path / "bad", "weights.base=", "data.protocol=official")
+        small.fit("demo", root, tmp_path / "bad", *small.SCRATCH, "data.protocol=official")
     assert kind("mtransllama").__name__.endswith("questions")
 
 
@@ -226,7 +261,7 @@ def test_base_that_changed_since_is_refused(
 def test_written_answers_stand_in_the_table_and_in_the_predictions(tuned: Path) -> None:
     rows = json.loads((tuned / "results.json").read_text())
     assert [row["name"].split(" (")[0] for row in rows] == [
-        "mtransllama", "global majority", "video majority",
+        "mtransllama", "global majority", "video majority", "chance",
     ]  # fmt: skip
     values = rows[0]["values"]
     for split in ("dev", "test"):

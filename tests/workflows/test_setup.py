@@ -91,7 +91,7 @@ def test_run_of_another_model_is_no_start(
     clips_root: Path, image_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"config.init_from: .* does not fit config.model"):
-        begun(clips_root, tmp_path, "weights.base=", "data.vocab_size=261",
+        begun(clips_root, tmp_path, *small.SCRATCH, "data.vocab_size=261",
               f"init_from={image_run}")  # fmt: skip
 
 

@@ -61,13 +61,11 @@ class WeightsOptions:
         learn: "adapters": what the paper trains, and nothing else; "all" weights.
         positions: which rows of Eq. 6 learn: of frames and queries ("both"), of queries alone,
             "none". Without those of frames the model is blind to their order.
-        routers: the routers learn.
     """
 
     base: str
     learn: Literal["adapters", "all"]
     positions: Literal["both", "query", "none"]
-    routers: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +234,7 @@ def trainable(options: ModelOptions, weights: WeightsOptions) -> tuple[tuple[str
         rules.append(r"qformer/.*/lora_(space|time|cross)/.*")
     layers = range(options.qformer.num_layers)
     routed = any(options.routing.num_masks(i, len(layers)) > 1 for i in layers)
-    if weights.routers and routed:
+    if options.routing.hidden and routed:
         rules.append(r"qformer/.*/router_(space|time)/.*")
     if weights.positions != "none":
         which = "(query|frame)" if weights.positions == "both" else "query"

@@ -165,7 +165,7 @@ ROWS = {"query_position", "frame_position"}
         ({}, LORA | ROUTERS | ROWS),
         ({"weights": {"positions": "query"}}, LORA | ROUTERS | {"query_position"}),
         ({"weights": {"positions": "none"}}, LORA | ROUTERS),
-        ({"weights": {"routers": False}}, LORA | ROWS),
+        ({"model": {"routing": {"hidden": 0}}}, LORA | ROWS),
         ({"model": {"routing": {"enabled": False}}}, LORA | ROWS),
         ({"model": {"routing": {"temporal": False}}}, LORA | ROWS | {"router_space"}),
         ({"model": {"lora": {"rank": 0}}}, ROUTERS | ROWS),
@@ -190,7 +190,8 @@ def test_what_learns_is_what_the_configuration_says(sections: Any, want: set[str
     [
         (
             {
-                "model": {"lora": {"rank": 0}}, "weights": {"routers": False, "positions": "none"},
+                "model": {"lora": {"rank": 0}, "routing": {"hidden": 0}},
+                "weights": {"positions": "none"},
             },
             {},
             "config.weights: nothing learns; give config.model.lora a rank",
