@@ -220,7 +220,7 @@ def demo_base() -> ConfigDict:
         demo,
         beside=(),
         data={"root": "demo_frames"},
-        weights={"base": "", "learn": "all"},
+        weights={"base": "", "learn": "all", "positions": "none"},
         model={
             "num_frames": 1,
             "qformer": {"temporal": False},

@@ -26,14 +26,16 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest)
     if overrides and spec is None:
         raise UserError(f"{overrides[0]} needs --config; example: {EXAMPLE}")
-    config = None
+    loaded = None
     if spec is not None:
         named = {"data.root": args.data, "weights.text": args.weights}
         given = [f"--config.{key}={path}" for key, path in named.items() if path is not None]
-        config = to_plain(load_config(spec, [*overrides, *given]))
+        loaded = load_config(spec, [*overrides, *given])
     # Imported here, so that --help and a misspelt key do not wait for JAX.
+    from jaxvsa.workflows.compare import first_fold
     from jaxvsa.workflows.doctor import examine
 
+    config = None if loaded is None else to_plain(first_fold(loaded))
     problems = 0
     for finding in examine(args.run, args.data, args.weights, config):
         problems += not finding.ok

@@ -44,15 +44,13 @@ def main(argv: Sequence[str]) -> None:
     run = args.run or Path("runs") / f"{Path(name).stem}-{variant or 'demo'}"
     distributed.join(args.coordinator, args.num_processes, args.process_id)
     # Imported here, so that --help and a misspelt key do not wait for JAX.
-    from jaxvsa.workflows.compare import find_folds, fit_all
+    from jaxvsa.workflows.compare import first_fold, fit_all
     from jaxvsa.workflows.dry_run import dry_run
 
     memory.one_step_at_a_time()
     console = Console(highlight=False, quiet=not distributed.is_first())
     if args.dry_run:
-        if folds := find_folds(config):
-            config.data.protocol = folds[0]  # all cost the same
-        dry_run(config, run, console)
+        dry_run(first_fold(config), run, console)
     else:
         fit_all(spec, overrides, run, console)
 

@@ -110,8 +110,7 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
         UserError: `path` is a file or a folder with something in it, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} already exists: choose another --out or delete it")
+    check_free(path)
     staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with _file_errors("cannot write", path):
         staged.mkdir(parents=True)
@@ -122,6 +121,17 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+
+
+def check_free(path: str | Path) -> None:
+    """Refuses a file, or a folder with something in it.
+
+    Raises:
+        UserError: `path` is one.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} already exists: choose another --out or delete it")
 
 
 def digest_bytes(*chunks: bytes | memoryview) -> str:

@@ -272,22 +272,11 @@ def _read_shapes(paths: Sequence[Path], width: int | None) -> list[tuple[int, ..
 
 def _load(path: Path) -> np.ndarray:
     """The file as a memory map of shape (rows, width), floating point, at least one row."""
-    try:
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise ValueError("a zip archive such as .npz")
-        rows_tf = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        why = "an object array" if "Python objects" in str(error) else str(error).split("\n")[0]
-        raise UserError(
-            f"{path}: not a plain numeric .npy file ({why}); write it with numpy.save"
-        ) from error
-    if not isinstance(rows_tf, np.ndarray) or rows_tf.ndim != 2:
-        shape = getattr(rows_tf, "shape", "no shape")
-        raise UserError(f"{path}: expected one array of shape (rows, width), found {shape}")
-    if rows_tf.dtype.kind == "V" and rows_tf.dtype.itemsize == 2 and not rows_tf.dtype.names:
-        rows_tf = rows_tf.view(ml_dtypes.bfloat16)
-    elif rows_tf.dtype.kind != "f" or rows_tf.dtype.itemsize > 8:
+    rows_tf = load_npy(path)
+    if rows_tf.ndim != 2:
+        raise UserError(f"{path}: expected one array of shape (rows, width), found {rows_tf.shape}")
+    kind = rows_tf.dtype
+    if kind != ml_dtypes.bfloat16 and (kind.kind != "f" or kind.itemsize > 8):
         raise UserError(f"{path}: {rows_tf.dtype} values; features are float16, 32, 64 or bfloat16")
     if 0 in rows_tf.shape:
         raise UserError(
@@ -295,6 +284,32 @@ def _load(path: Path) -> np.ndarray:
             "file and use --missing drop"
         )
     return rows_tf
+
+
+def load_npy(path: str | Path) -> np.ndarray:
+    """The array of a .npy file as a memory map; bfloat16 is known, which NumPy writes as `V2`.
+
+    Raises:
+        UserError: it is missing, damaged, an archive, or holds Python objects.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) == b"PK":
+                raise ValueError("a zip archive such as .npz")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing") from error
+    except (ValueError, OSError, EOFError) as error:
+        why = str(error).split("\n")[0]
+        # What NumPy says of both is how to read them unsafely.
+        known = {"Python objects": "an object array", "pickled": "no header of such a file"}
+        why = next((text for sign, text in known.items() if sign in why), why)
+        raise UserError(
+            f"{path}: not a plain numeric .npy file ({why}); write it with numpy.save"
+        ) from error
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
+        array = array.view(ml_dtypes.bfloat16)
+    return array
 
 
 def _fill(out_tf: np.ndarray, path: Path, even: bool) -> None:

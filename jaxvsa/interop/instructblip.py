@@ -72,6 +72,9 @@ def read_fields(folder: str | Path) -> dict[str, dict[str, Any]]:
         if kind not in _KINDS:
             known = ", ".join((*_KINDS, "llama"))
             raise UserError(f"config.json: model_type {kind!r}; known: {known}")
+        for name in ("vision_config", "qformer_config", "text_config"):
+            if not isinstance(config[name], dict):
+                raise UserError(f"config.json: '{name}' is no section")
         theirs = config["qformer_config"]
         qformer = {name: theirs.get(*where) for name, where in _QFORMER.items()}
         qformer["num_queries"] = config.get("num_query_tokens", 32)

@@ -76,7 +76,12 @@ def fit_folds(config: ConfigDict, run: Path, console: Console, alone: bool) -> l
         one = config.copy_and_resolve_references()
         one.data.protocol = fold
         found.append(fit(one, run / fold, console, tables=False))
-    rows = [mean_row(rows) for rows in zip(*found, strict=True)]
+    # By name: a fold that an older version finished may lack a row.
+    named = [{_plain_name(row): row for row in rows} for rows in found]
+    rows = [
+        mean_row([rows[name] for rows in named])
+        for name in named[-1] if all(name in rows for rows in named)
+    ]  # fmt: skip
     if alone:
         _show(rows, config.system, run, console, RESULTS)
     return rows
@@ -93,6 +98,14 @@ def find_folds(config: ConfigDict) -> list[str]:
     return [other for other in known if re.fullmatch(rf"{re.escape(name)}_\d+", other)]
 
 
+def first_fold(config: ConfigDict) -> ConfigDict:
+    """The configuration of the first fold, which costs what the others do; of all if no folds."""
+    folds, one = find_folds(config), config.copy_and_resolve_references()
+    if folds:
+        one.data.protocol = folds[0]
+    return one
+
+
 def mean_row(rows: Sequence[Row]) -> Row:
     """The mean over folds of figures that all have, each fold counting the same.
 
@@ -103,12 +116,16 @@ def mean_row(rows: Sequence[Row]) -> Row:
     spread = {
         name: float(np.std(found, ddof=1) / math.sqrt(len(rows))) for name, found in values.items()
     }
-    name = re.sub(r" \(step \d+\)$", "", rows[0].name)
     return Row(
-        f"{name} ({len(rows)} folds)",
+        f"{_plain_name(rows[0])} ({len(rows)} folds)",
         {name: float(np.mean(found)) for name, found in values.items()},
         spread,
     )
+
+
+def _plain_name(row: Row) -> str:
+    """Without the step of a model, which differs between folds."""
+    return re.sub(r" \(step \d+\)$", "", row.name)
 
 
 def _share(other: ConfigDict, config: ConfigDict, run: Path) -> None:

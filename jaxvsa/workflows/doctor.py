@@ -29,6 +29,7 @@ from jaxvsa.workflows.assemble import KINDS
 from jaxvsa.workflows.demo import DEMO
 from jaxvsa.workflows.evaluate import open_data
 from jaxvsa.workflows.fit import SAVED, Setup, prepare_run
+from jaxvsa.workflows.prepare_questions import RECORD, clip_names
 from jaxvsa.workflows.runs import RunFolder, read_trained
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -249,7 +250,8 @@ def _features(data: Path) -> str:
     manifest = Manifest.from_dict(prepared.manifest)
     for protocol, splits in prepared.protocols.items():
         for split in splits:
-            table.rows(prepared.comments(protocol, split).video)
+            comments = prepared.comments(protocol, split)
+            table.rows(clip_names(comments) if RECORD in comments.extra else comments.video)
     rows = f"{manifest.num_rows:,} rows of {manifest.width} {manifest.dtype}"
     return f"{manifest.encoder}, {rows}, {len(table.row):,} videos"
 

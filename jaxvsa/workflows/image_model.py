@@ -91,7 +91,7 @@ def codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, 
     from jaxvsa.workflows.runs import read_trained  # as above
 
     trained = read_trained(base, "newest")
-    _check_base(base, trained.config)
+    _check_base(base, trained.config, config["model"]["variant"])
     theirs = trained.config["model"]
     for section in ("vision", "decoder"):
         config["model"][section] = copy.deepcopy(theirs[section])
@@ -100,25 +100,29 @@ def codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, 
     return trained.codec, (trained.facts.vocab_size, trained.facts.words_size)
 
 
-def _check_base(base: str, config: Mapping[str, Any]) -> None:
-    """Refuses a run whose model has parts that an image model lacks: they would be lost."""
+def _check_base(base: str, config: Mapping[str, Any], variant: str) -> None:
+    """Refuses a run whose model has parts that an image model lacks: they would be lost.
+
+    Variant "text" takes the language model alone.
+    """
     why = ""
     if config["system"] != "mtransllama":
         why = f"is a run of {config['system']}"
     elif config["weights"]["learn"] != "all":
         why = "trained adapters on top of a model"
-    elif config["model"]["variant"] == "both":
+    elif variant == config["model"]["variant"] == "both":
         model = config["model"]
         has = {
             "low-rank changes": model["lora"]["rank"] > 0,
             "routing": model["routing"]["enabled"],
             "attention over frames": model["qformer"]["temporal"],
+            "positions that learn": config["weights"]["positions"] != "none",
         }
         why = "".join(f"has {part}" for part in [name for name in has if has[name]][:1])
     if why:
         raise UserError(
             f"config.weights.base: {base} {why}; name an image model: a Hugging Face folder, or a "
-            "run with weights.learn='all', lora.rank=0, no routing and no temporal attention"
+            "run as of the variant demo_base"
         )
 
 

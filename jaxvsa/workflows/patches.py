@@ -19,7 +19,7 @@ from rich.progress import track
 from jaxvsa.core import trees
 from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
-from jaxvsa.core.files import digest_bytes
+from jaxvsa.core.files import check_free, digest_bytes
 from jaxvsa.core.precision import Precision
 from jaxvsa.data.corpus import Corpus
 from jaxvsa.data.features import FeatureTable
@@ -60,6 +60,7 @@ def make_patches(
     Raises:
         UserError: the data has no frames, or of another size; `out` is in use.
     """
+    check_free(out)  # now, not after hours
     prepared = Prepared.open(data)
     if prepared.manifest is None or prepared.manifest["dtype"] != "uint8":
         raise UserError(f"{data} holds no frames; prepare it with --frames DIR first")

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import sys
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from jaxvsa.core.errors import UserError, nearest
 from jaxvsa.core.mesh import all_devices, local_shards, put_whole
 from jaxvsa.data.corpus import Comments
-from jaxvsa.data.features import STORED, FeatureTable, file_name
+from jaxvsa.data.features import STORED, FeatureTable, file_name, load_npy
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.questions import VideoQuestion
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.workflows.patches import see_frames
-from jaxvsa.workflows.prepare_questions import RECORD, write_question
-from jaxvsa.workflows.questions import Batching, cut_lines
+from jaxvsa.workflows.prepare_questions import ANONYMOUS, RECORD, write_question
+from jaxvsa.workflows.questions import Batching, say_cut
 from jaxvsa.workflows.runs import Trained
 from jaxvsa.workflows.score import WRITE, batch_size
 
@@ -63,12 +61,11 @@ class Model:
             video=[one.video for one in questions],
             text=[one.question for one in questions],
             labels={},
-            extra={RECORD: [write_question(one) for one in questions]},
+            extra=_extra(questions),
         )
         row_b = None if table is None else table.rows(comments.video)
         examples = batching.examples(comments, trained.codec, row_b, table, resident=False)
-        for line in cut_lines(examples.cut):
-            print(f"WARNING: {line}", file=sys.stderr)
+        say_cut(examples.cut)
         size = batch_size(len(questions), self.config["train"]["eval_batch_size"], self._mesh)
         stream = iterate(batching.in_order(examples, size, local_shards(self._mesh)))
         task = trained.system.tasks[WRITE]
@@ -84,19 +81,21 @@ class Model:
                 raise UserError("the model reads no video; leave the clips out")
             return None
         names = list(dict.fromkeys(one.video for one in questions))
-        given, dtype = self._seen(clips or {}), STORED[facts.feature_dtype]
-        rows, counts = [], []
         for name in names:
-            if name not in given:
+            if name not in (clips or {}):
                 raise UserError(f"clip '{name}' is missing; the model reads {facts.video}")
-            clip = np.asarray(given[name])
-            pixels = facts.video == "pixels"
-            shape = clip.shape[1:] if pixels else clip.shape[2:]
-            fits = clip.ndim == (4 if pixels else 3) and math.prod(shape) == facts.feature_width
-            if not fits or (pixels and clip.dtype != np.uint8) or not clip.size:
+        given = self._seen({name: np.asarray((clips or {})[name]) for name in names})
+        pixels, dtype = facts.video == "pixels", STORED[facts.feature_dtype]
+        vision = Batching.of(self.config).model.vision
+        side = vision.image_size
+        shape = (side, side, 3) if pixels else (vision.num_tokens, vision.width)
+        rows, counts = [], []
+        for name, clip in given.items():
+            fits = clip.shape[1:] == shape and (clip.dtype == np.uint8 or not pixels)
+            if not fits or not clip.size:
                 raise UserError(
-                    f"clip '{name}' is {clip.dtype} {clip.shape}; the model reads {facts.video} of "
-                    f"{facts.feature_width} values ({facts.feature_dtype}), a frame for each row"
+                    f"clip '{name}' is {clip.dtype} {clip.shape}; the model reads {facts.video}, "
+                    f"{facts.feature_dtype} (frames, {', '.join(map(str, shape))})"
                 )
             rows.append(clip.reshape(-1, facts.feature_width).astype(dtype))
             counts.append(len(rows[-1]))
@@ -104,7 +103,7 @@ class Model:
                 raise UserError(f"clip '{name}' holds values that are not finite; make it again")
         return FeatureTable.from_counts(np.concatenate(rows), np.array(counts), names)
 
-    def _seen(self, clips: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def _seen(self, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Frames as patches, if the model reads those; all else as it is."""
         facts, manifest = self._trained.facts, self._trained.manifest
         frames = {
@@ -118,7 +117,7 @@ class Model:
 
 def answer_one(model: Model, question: str, clip: str | Path | None) -> str:
     """The answer to one question about the clip in a .npy file."""
-    clips = None if clip is None else {"clip": read_clip(clip)}
+    clips = None if clip is None else {"clip": load_npy(clip)}
     return model.answer([VideoQuestion("1", "clip", question, "")], clips)[0]
 
 
@@ -144,7 +143,7 @@ def answer_records(
     clips = None
     if folder is not None:
         names = {one.video for one in asked}
-        clips = {name: read_clip(Path(folder) / file_name(name, suffix)) for name in sorted(names)}
+        clips = {name: load_npy(Path(folder) / file_name(name, suffix)) for name in sorted(names)}
     texts = model.answer(asked, clips)
     return [
         {"key": one.id, "video": one.video, "question": one.question, "answer": text}
@@ -152,18 +151,14 @@ def answer_records(
     ]
 
 
-def read_clip(path: str | Path) -> np.ndarray:
-    """The array of a .npy file.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        clip = np.load(path, allow_pickle=False)
-        # bfloat16, as NumPy writes it.
-        return clip.view(ml_dtypes.bfloat16) if clip.dtype == "V2" else clip
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a .npy file of a clip ({error})") from error
+def _extra(questions: Sequence[VideoQuestion]) -> dict[str, list[str]]:
+    """Records of the questions, and the same without the names of those who speak."""
+    hidden = []
+    for one in questions:
+        order = {who: f"Speaker {n}" for n, who in enumerate(dict(one.context), 1)}
+        said = tuple((order[who], text) for who, text in one.context)
+        hidden.append(write_question(dataclasses.replace(one, context=said)))
+    return {RECORD: [write_question(one) for one in questions], ANONYMOUS: hidden}
 
 
 def _question(where: str, row: Mapping[str, Any], number: int) -> VideoQuestion:

@@ -69,7 +69,7 @@ def add_patches(sources: Any, door: str) -> None:
     add("--data", required=True, help="folder prepared with --frames DIR")
     add("--weights", required=True, help="the image model: a Hugging Face folder, or a run")
     add("--out", required=True, type=Path, help="the folder to write; new")
-    add("--num-frames", type=int, default=8, help="model.num_frames of the training (8)")
+    add("--num-frames", type=_count, default=8, help="model.num_frames of the training (8)")
     add("--param", default="bfloat16", choices=DTYPE_NAMES, help="model.frozen.param (bfloat16)")
     add("--compute", default="bfloat16", choices=DTYPE_NAMES, help="likewise (bfloat16)")
 
@@ -148,6 +148,13 @@ def _seed(text: str) -> int:
     """A seed of NumPy: no sign."""
     if not text.isdecimal():
         raise ArgumentTypeError("expected a whole number of at least 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    """A positive number."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise ArgumentTypeError("expected a positive number")
     return int(text)
 
 

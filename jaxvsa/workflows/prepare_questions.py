@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import SPLITS, Comments, Corpus
-from jaxvsa.data.features import FeatureTable, file_name
+from jaxvsa.data.features import FeatureTable, file_name, load_npy
 from jaxvsa.data.prepared import Prepared, write_prepared
 from jaxvsa.data.questions import LETTERS, QuestionSet, VideoQuestion
 from jaxvsa.data.sources import mustard, mvbench, qaego4d, ur_funny, youcook2
@@ -232,12 +232,9 @@ def read_frames(folder: str | Path, videos: Sequence[str], suffix: str = ".npy")
     rows, counts, shape = [], [], None
     for video in videos:
         path = Path(folder) / file_name(video, suffix)
-        try:
-            frames = np.load(path, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: missing; extract the frames of every clip") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a .npy file ({error}); extract it again") from error
+        if not path.is_file():
+            raise UserError(f"{path}: missing; extract the frames of every clip")
+        frames = load_npy(path)
         found = frames.shape[1:]
         if frames.dtype != np.uint8 or frames.ndim != 4 or found[0] != found[1] or found[2] != 3:
             raise UserError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import grain
 import jax
 import numpy as np
 
-from jaxvsa.core import trees
+from jaxvsa.core import distributed, trees
 from jaxvsa.core.config import build
 from jaxvsa.core.errors import UserError
 from jaxvsa.data.corpus import Comments
@@ -208,10 +209,11 @@ CUT = {
 """What happened to texts that were cut, for people."""
 
 
-def cut_lines(cut: Mapping[str, int], split: str = "") -> list[str]:
-    """Counts of `QuestionExamples.cut` in words, those that are not 0."""
-    of = f" of {split}" if split else ""
-    return [f"{count:,} texts{of} were {CUT[name]}" for name, count in cut.items() if count]
+def say_cut(cut: Mapping[str, int], of: str = "") -> None:
+    """Prints counts of `QuestionExamples.cut` that are not 0."""
+    for name, count in cut.items():
+        if count:
+            print(f"WARNING: {count:,} texts{of} were {CUT[name]}", file=sys.stderr)
 
 
 def _short(rows: list[list[int]], limit: int) -> list[list[int]]:
@@ -250,9 +252,9 @@ class Assembled(Labelled):
         return Batching.of(self.config, max((len(found) for found in names), default=0))
 
     @functools.cached_property
-    def cut(self) -> dict[str, Mapping[str, int]]:
-        """Split -> `QuestionExamples.cut`, of those that were read."""
-        return {}
+    def _read(self) -> set[str]:
+        """Splits whose texts were tokenised, and counted for people, before."""
+        return set()
 
     @property
     def features(self) -> FeatureTable | None:
@@ -266,11 +268,13 @@ class Assembled(Labelled):
         return None if found is None else Manifest.from_dict(found)
 
     def examples(self, split: str) -> QuestionExamples:
-        """The questions of a split, tokenised."""
+        """The questions of a split, tokenised; the first time says how many texts were cut."""
         comments, features = self.comments(split), self.features
         row_b = None if features is None else features.rows(clip_names(comments))
         examples = self.batching.examples(comments, self.codec, row_b, features)
-        self.cut[split] = examples.cut
+        if split not in self._read and distributed.is_first():
+            say_cut(examples.cut, f" of {split}")
+        self._read.add(split)
         return examples
 
     def sizes(self, batch_size: int = 1) -> dict[str, int]:
@@ -287,19 +291,11 @@ class Assembled(Labelled):
     def about(self) -> list[str]:
         """What to know of the texts, a line each."""
         model = self.batching.model
-        lines = [
+        return [
             f"text: {self.facts.vocab_size:,} tokens, of the Q-Former "
             f"{self.facts.words_size if model.reads_words else 0:,}; "
             f"{model.num_visual} visual tokens of {model.num_frames} frames"
         ]
-        return lines + cut_lines(self.cut.get("train", {}))
-
-    def notes(self, trained: Mapping[str, Any], own: bool) -> Iterator[str]:
-        """See `Labelled.notes`."""
-        for split, cut in self.cut.items():
-            if split != "train":
-                yield from cut_lines(cut, split)
-        yield from super().notes(trained, own)
 
 
 def assemble(config: Mapping[str, Any], run: Path) -> Assembled:
@@ -398,9 +394,10 @@ def read_held(config: dict[str, Any], facts: Facts, digests: Mapping[str, str]) 
     Raises:
         UserError: they are gone, or others than those trained with.
     """
-    base = config["weights"]["base"]
-    fields = {} if is_run(base) else read_fields(base)
-    found = read_base(config, base, fields, facts.video == "pixels")
+    base, found = config["weights"]["base"], {}
+    if base:
+        fields = {} if is_run(base) else read_fields(base)
+        found = read_base(config, base, fields, facts.video == "pixels")
     abstract = abstract_params(config, facts)
     held = {}
     for path in digests:

@@ -157,6 +157,7 @@ def first_state(setup: Setup, shardings: State) -> State:
         try:
             found = trees.named(read_trained(source).params)
             check_fit(mine, found, source, "")
+            _check_frozen(setup, found, _placer(mine, where), source)
         except UserError as error:
             raise UserError(f"config.init_from: {error}") from error
     else:
@@ -180,6 +181,24 @@ def first_state(setup: Setup, shardings: State) -> State:
         out_shardings=shardings.replace(held={}), donate_argnums=0,
     )  # fmt: skip
     return place(learn).replace(held=held)
+
+
+def _check_frozen(setup: Setup, found: Mapping[str, Any], place: Place, source: str) -> None:
+    """Refuses a start whose frozen parameters no checkpoint of the run could be read with.
+
+    Checkpoints hold none of them: they are read again from the weights that the run names.
+    """
+    held = trees.named(setup.abstract.held)
+    if not held:
+        return
+    given, name = setup.data.given(place)
+    for path, leaf in held.items():
+        base = np.asarray(given[path]) if path in given else np.zeros(leaf.shape, leaf.dtype)
+        if not np.array_equal(np.asarray(found[path]).astype(leaf.dtype), base.astype(leaf.dtype)):
+            raise UserError(
+                f"'{path}' is frozen and differs between {source} and "
+                f"{name or 'the weights of the run (none)'}; start from a run on the same weights"
+            )
 
 
 def _placer(mine: Mapping[str, Any], where: Mapping[str, Any]) -> Place:

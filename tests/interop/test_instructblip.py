@@ -333,6 +333,7 @@ def test_what_a_configuration_leaves_out_is_as_in_the_published_classes(tmp_path
         ({"text_config__model_type": "opt"}, "model_type 'opt'; known: 'llama'"),
         ({"text_config__attention_bias": True}, "attention_bias is true"),
         ({"vision_config": None}, "config.json: no 'vision_config'"),
+        ({"text_config": 3}, "config.json: 'text_config' is no section"),
         ({"qformer_config": None}, "config.json: no 'qformer_config'"),
         ({"num_query_tokens": 5}, r"'query_tokens' has shape \(4, 48\), expected \(5, 48\)"),
         ({"text_config__vocab_size": 50}, r"has shape \(41, 48\), config.json says \(50, 48\)"),

@@ -152,16 +152,20 @@ def test_run_that_is_no_image_model_is_refused(
     with pytest.raises(UserError, match="is a run of vccsa; name an image model"):
         opened(clips_root, trained_run)
     record = json.loads((image_run / "config.json").read_text())["config"]
+    moved = {**record, "weights": {**record["weights"], "positions": "both"}}
+    with pytest.raises(UserError, match="has positions that learn"):
+        _check_base("runs/x", moved, "both")
     for section, key, value, what in (
         ("lora", "rank", 4, "has low-rank changes"),
         ("routing", "enabled", True, "has routing"),
         ("qformer", "temporal", True, "has attention over frames"),
     ):
         config = copy.deepcopy(record)
-        _check_base("runs/x", config)
+        _check_base("runs/x", config, "both")
         config["model"][section][key] = value
         with pytest.raises(UserError, match=f"runs/x {what}; name an image model"):
-            _check_base("runs/x", config)
+            _check_base("runs/x", config, "both")
+        _check_base("runs/x", config, "text")
 
 
 def small_table(folder: Path) -> None:

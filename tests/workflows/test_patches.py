@@ -14,12 +14,12 @@ from workflows.trajectories import assert_same, trajectory
 from jaxvsa import prepare as door
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
+from jaxvsa.data.features import load_npy
 from jaxvsa.data.prepared import Prepared
 from jaxvsa.data.questions import VideoQuestion
 from jaxvsa.workflows import predict_answers
-from jaxvsa.workflows.patches import make_patches
+from jaxvsa.workflows.patches import make_patches, see_frames
 from jaxvsa.workflows.predict import load
-from jaxvsa.workflows.predict_answers import read_clip
 
 
 def cache(root: Path, weights: Path, out: Path, num_frames: int = 4) -> Path:
@@ -91,6 +91,12 @@ def test_cache_of_other_weights_is_refused(cached: Path, image_run: Path, tmp_pa
 
 
 def test_only_frames_can_be_encoded(cached: Path, image_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="already exists: choose another --out"):
+        cache(tmp_path / "no data", image_run, cached)
+    for count in ("0", "-1", "two"):
+        given = ["patches", "--data", "x", "--weights", "y", "--out", "z", "--num-frames", count]
+        with pytest.raises(SystemExit):
+            door.main(given)
     with pytest.raises(UserError, match="holds no frames; prepare it with --frames"):
         cache(cached, image_run, tmp_path / "out")
     with pytest.raises(UserError, match="holds no frames"):
@@ -128,7 +134,7 @@ def test_frames_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, m
     with pytest.raises(UserError, match=match):
         read_frames(tmp_path, ["a.mp4", "b.mp4"])
     (tmp_path / "b.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match=r"b\.npy: not a \.npy file"):
+    with pytest.raises(UserError, match=r"b\.npy: not a plain numeric .* \(no header of"):
         read_frames(tmp_path, ["a.mp4", "b.mp4"])
 
 
@@ -145,8 +151,14 @@ def test_frames_are_answered_by_a_model_that_was_trained_on_patches(
     seen = {name: patches.of(name).reshape(4, 17, -1) for name in names}
     asked = [VideoQuestion(name, name, "left or right?", "") for name in names]
     assert model.answer(asked, frames) == model.answer(asked, seen)
+    manifest = Prepared.open(cached).manifest
+    made = see_frames(frames, manifest["encoder"], str(folder), model.config["model"])
+    for name in names:
+        np.testing.assert_array_equal(made[name], seen[name])
+    with pytest.raises(UserError, match=r"reads patches, bfloat16 \(frames, 17, 32\)"):
+        model.answer(asked, {**seen, names[0]: np.swapaxes(seen[names[0]], 0, 1)})
     np.save(tmp_path / "clip.npy", seen[names[0]])
-    np.testing.assert_array_equal(read_clip(tmp_path / "clip.npy"), seen[names[0]])
+    np.testing.assert_array_equal(load_npy(tmp_path / "clip.npy"), seen[names[0]])
     nothing = {**seen, names[0]: np.full_like(seen[names[0]], np.nan)}
     with pytest.raises(UserError, match="holds values that are not finite"):
         model.answer(asked, nothing)

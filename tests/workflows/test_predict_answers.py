@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from jaxvsa.interop.peft import CONFIG, read_adapters
 from jaxvsa.workflows import predict_answers
 from jaxvsa.workflows.export import to_adapters, to_published
 from jaxvsa.workflows.predict import load, predict_file, predict_one
+from jaxvsa.workflows.prepare_questions import ANONYMOUS, RECORD, read_question
 from jaxvsa.workflows.runs import read_trained
 
 
@@ -101,9 +103,11 @@ def test_rows_of_another_kind_are_refused(
 @pytest.mark.parametrize(
     ("clip", "match"),
     [
-        (np.zeros((4, 16, 16, 3), np.float32), "the model reads pixels of 768 values"),
+        (np.zeros((4, 16, 16, 3), np.float32), r"the model reads pixels, uint8 \(frames, 16, 16"),
+        (np.zeros((4, 3, 16, 16), np.uint8), r"uint8 \(4, 3, 16, 16\); the model reads pixels"),
+        (np.zeros((4, 8, 32, 3), np.uint8), r"uint8 \(4, 8, 32, 3\); the model reads pixels"),
         (np.zeros((4, 8, 8, 3), np.uint8), r"uint8 \(4, 8, 8, 3\)"),
-        (np.zeros((0, 16, 16, 3), np.uint8), "a frame for each row"),
+        (np.zeros((0, 16, 16, 3), np.uint8), r"uint8 \(0, 16, 16, 3\); the model reads pixels"),
         (np.zeros((4, 17, 32), np.uint8), "the model reads pixels"),
     ],
 )
@@ -120,9 +124,18 @@ def test_clips_of_another_kind_are_refused(
 def test_a_model_of_text_refuses_a_clip(tmp_path: Path) -> None:
     root = small.prepare_text(tmp_path / "text")
     small.fit("mustard_text", root, tmp_path / "run", "data.protocol=own_0", "data.vocab_size=300")
-    asked = [VideoQuestion("1", "1", "is it fun?", "")]
+    said = (("Ann", "Hello."), ("Bob", "No."), ("Ann", "Yes."))
+    asked = [VideoQuestion("1", "1", "is it fun?", "", context=said)]
     model = load(tmp_path / "run")
     assert isinstance(model.answer(asked)[0], str)
+    # Trained without names: speakers are called by their order.
+    numbered = tuple((f"Speaker {1 + (who == 'Bob')}", text) for who, text in said)
+    want = model.answer([dataclasses.replace(asked[0], context=numbered)])
+    model.config["data"]["speakers"] = "anonymous"
+    assert model.answer(asked) == want
+    found = predict_answers._extra(asked)
+    assert read_question(found[ANONYMOUS][0]).context == numbered
+    assert read_question(found[RECORD][0]).context == said
     with pytest.raises(UserError, match="reads no video; leave the clips out"):
         model.answer(asked, {"1": np.zeros((1, 16, 16, 3), np.uint8)})
     with pytest.raises(UserError, match="without a Q-Former"):
@@ -146,7 +159,7 @@ def test_door_says_which_flags_belong_together(given: list[str]) -> None:
 
 def test_a_damaged_clip_is_named(tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match=r"clip\.npy: not a \.npy file of a clip"):
+    with pytest.raises(UserError, match=r"clip\.npy: not a plain numeric \.npy file"):
         predict_one(tuned, "Where?", tmp_path / "clip.npy")
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from workflows import small_questions as small
 
+from jaxvsa import doctor as doctor_door
 from jaxvsa import prepare as prepare_door
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import write_json
@@ -121,7 +122,9 @@ def test_frames_are_read_from_one_file_each(tmp_path: Path) -> None:
     ("frames", "match"),
     [
         (None, "b.npy: missing; extract the frames of every clip"),
-        (b"nothing", "b.npy: not a .npy file"),
+        (b"nothing", "b.npy: not a plain numeric .npy file"),
+        (b"", "b.npy: not a plain numeric .npy file"),
+        ("archive", r"b.npy: not a plain numeric .npy file \(a zip archive such as .npz\)"),
         (frames_of(2, dtype=np.float32), r"b.npy holds float32 \(2, 4, 4, 3\); expected uint8"),
         (frames_of(2)[:, :2], r"b.npy holds uint8 \(2, 2, 4, 3\); expected uint8"),
         (frames_of(2)[..., :1], r"b.npy holds uint8 \(2, 4, 4, 1\); expected uint8"),
@@ -134,6 +137,9 @@ def test_bad_frames_are_one_line(tmp_path: Path, frames: object, match: str) -> 
     np.save(tmp_path / "a.npy", frames_of(1))
     if isinstance(frames, bytes):
         (tmp_path / "b.npy").write_bytes(frames)
+    elif isinstance(frames, str):
+        np.savez(tmp_path / "b.npz", frames_of(2))
+        (tmp_path / "b.npz").rename(tmp_path / "b.npy")
     elif frames is not None:
         np.save(tmp_path / "b.npy", frames)
     with pytest.raises(UserError, match=match) as caught:
@@ -158,6 +164,7 @@ def test_segments_of_one_video_are_clips_of_their_own(tmp_path: Path) -> None:
     assert train.video == ["x", "x"]  # of one video, for error bars
     assert clip_names(train) == ["x_0-5", "x_90-95.5"] and set(table.row) == set(names)
     assert table.count_g[table.rows(clip_names(train))].tolist() == [1, 2]
+    assert doctor_door.main(["--data", str(tmp_path / "out")]) == 0
     (tmp_path / "frames" / "x_0-5.npy").unlink()
     with pytest.raises(UserError, match=r"x_0-5.npy: missing"):
         prepare_door.main([*given, "--out", str(tmp_path / "again")])

@@ -91,7 +91,9 @@ def test_dialogue_goes_where_the_configuration_says(text_root: Path) -> None:
 LONG = ("data.protocol=own_0", "data.vocab_size=261", "model.max_prompt=20")
 
 
-def test_question_beyond_the_limit_loses_its_beginning_and_is_counted(text_root: Path) -> None:
+def test_question_beyond_the_limit_loses_its_beginning_and_is_counted(
+    text_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = opened("mustard_text", text_root, *LONG)
     examples = data.examples("train")
     assert examples.axes()["n"].need_b.tolist() == [20] * 8
@@ -101,11 +103,12 @@ def test_question_beyond_the_limit_loses_its_beginning_and_is_counted(text_root:
         assert batch["prompt_bn"][b, 0] == data.codec.language.bos_id
         kept = data.codec.language.decode(batch["prompt_bn"][b])
         assert llm_text(asked[b], "full").endswith(kept) and len(kept) >= 18
-    assert "8 texts were too long for the language model and lost" in data.about()[-1]
-    for _ in range(2):  # counted once, however often it is read, and for each split
+    for _ in range(2):  # said once, however often it is read, and for each split
         data.examples("test")
-    assert "8 texts of test were too long for the lang" in next(data.notes(data.config, True))
-    assert len(data.about()) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"WARNING: 8 texts of {split} were too long for the language model and lost what was said "
+        "first" for split in ("train", "test")
+    ]  # fmt: skip
 
 
 def test_question_beyond_the_limit_is_refused_if_asked_for(text_root: Path) -> None:
@@ -114,23 +117,27 @@ def test_question_beyond_the_limit_is_refused_if_asked_for(text_root: Path) -> N
         data.examples("train")
 
 
-def test_words_beyond_the_limit_are_counted_for_the_qformer(clips_root: Path) -> None:
+def test_words_beyond_the_limit_are_counted_for_the_qformer(
+    clips_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = (*small.SCRATCH, "model.max_words=5", "data.vocab_size=261")
     data = opened("demo", clips_root, *more)
     assert data.examples("train").axes()["l"].need_b.tolist() == [5] * 24
-    assert "24 texts were too long for the Q-Former" in "\n".join(data.about())
+    assert "24 texts of train were too long for the Q-Former" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"for the Q-Former has .*max_words is 5"):
         opened("demo", clips_root, *more, "model.max_prompt=64", "model.long=error").examples("dev")
 
 
-def test_answer_beyond_the_limit_keeps_its_end_token(text_root: Path) -> None:
+def test_answer_beyond_the_limit_keeps_its_end_token(
+    text_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = opened("mustard_text", text_root, *LONG, "model.max_answer=3")
     batch = data.examples("train").batch(np.arange(8), np.ones(8, bool), {"n": 20, "a": 3}, 1)
     eos = data.codec.language.eos_id
     assert (batch["answer_ba"][:, -1] == eos).all() and (batch["answer_length_b"] == 3).all()
     assert batch["choice_bcy"].shape == (8, 2, 3) and (batch["choice_bcy"][..., -1] == eos).all()
     # Each question's answer, and both that it offers.
-    assert "24 texts were longer than config.model.max_answer" in data.about()[-1]
+    assert "24 texts of train were longer than config.model.max_ans" in capsys.readouterr().err
 
 
 def test_splits_may_offer_other_numbers_of_answers(tmp_path: Path) -> None:

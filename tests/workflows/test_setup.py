@@ -105,3 +105,18 @@ def test_only_what_is_new_may_be_absent() -> None:
     ):
         with pytest.raises(UserError, match=match):
             check_fit(here, found, "there", "a/new")
+
+
+def test_start_from_a_run_with_other_frozen_weights_is_refused(
+    clips_root: Path, image_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """No checkpoint of such a run could be read: it would look for them in its base."""
+    more = ("train.steps=1", "train.select_on=", small.ROUTED)
+    small.fit("demo", clips_root, tmp_path / "tuned", f"weights.base={image_run}", *more)
+    source, given = f"init_from={tmp_path / 'tuned'}", ("data.resident=no",)
+    begun(clips_root, tmp_path / "a", f"weights.base={image_run}", source, *given)
+    other = tmp_path / "other"
+    shutil.copytree(image_folder, other)
+    small.edit_tensor(other, "language_projection.bias")
+    with pytest.raises(UserError, match=r"'project/bias' is frozen and differs between .*tuned"):
+        begun(clips_root, tmp_path / "b", f"weights.base={other}", source, *given)

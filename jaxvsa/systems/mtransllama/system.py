@@ -58,9 +58,10 @@ class WeightsOptions:
     Attributes:
         base: the image model: a Hugging Face folder of InstructBLIP or BLIP-2 (for variant "text",
             of a LLaMA), or a run that trained all weights; "" starts at random.
-        learn: "adapters": what the paper trains, and nothing else; "all" weights.
+        learn: "adapters": what the paper trains, and nothing else; "all" weights, but for the
+            positions that do not learn.
         positions: which rows of Eq. 6 learn: of frames and queries ("both"), of queries alone,
-            "none". Without those of frames the model is blind to their order.
+            "none": zeros. Without those of frames the model is blind to their order.
     """
 
     base: str
@@ -224,7 +225,10 @@ def trainable(options: ModelOptions, weights: WeightsOptions) -> tuple[tuple[str
         UserError: nothing would learn.
     """
     if weights.learn == "all":
-        return ((r".*", True),)
+        fixed = {"both": (), "query": ("frame",), "none": ("query", "frame")}[weights.positions]
+        if options.variant == "text":
+            fixed = ()
+        return (*((f"qformer/{which}_position", False) for which in fixed), (r".*", True))
     if options.variant == "text":
         raise UserError(
             "config.weights.learn is 'adapters', but variant 'text' has no Q-Former; use 'all'"
