@@ -209,7 +209,7 @@ def demo() -> ConfigDict:
         model=TINY_MODEL,
         beside=("demo_no_mqt",),
         optim={"lr": 3e-3, "beta2": 0.99},
-        train={"epochs": 3.0, "batch_size": 32, "eval_batch_size": 200,
+        train={"epochs": 2.0, "batch_size": 32, "eval_batch_size": 200,
                "select_on": "dev/all/micro_f1_sum"},
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def demo_base() -> ConfigDict:
             "routing": {"enabled": False},
         },
         optim={"lr": 7e-4},
-        train={"epochs": 8.0},
+        train={"epochs": 6.0},
     )
 
 

@@ -46,7 +46,7 @@ def read_base(
     if not fields:
         from jaxvsa.workflows.runs import read_trained  # which needs `questions`, which needs this
 
-        found = trees.named(read_trained(base, "newest").params)
+        found = trees.named(read_trained(base).params)
         kept = {"both": ("qformer", "project", "decoder"), "text": ("decoder",)}
         absent = FRESH if options.reads_words else f"{FRESH}|{WORDS}"
         parts = (*kept[options.variant], *(("vision",) if pixels else ()))
@@ -67,7 +67,7 @@ def read_vision_model(base: str | Path) -> tuple[dict[str, Any], Any]:
     if is_run(base):
         from jaxvsa.workflows.runs import read_trained  # as above
 
-        trained = read_trained(base, "newest")
+        trained = read_trained(base)
         if "vision" not in trained.params:
             raise UserError(f"{base} has no vision transformer; name a run that was given frames")
         return dict(trained.config["model"]["vision"]), trained.params["vision"]
@@ -90,7 +90,7 @@ def codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, 
     """Tokenizers and table sizes of a run; its sizes become those of the model."""
     from jaxvsa.workflows.runs import read_trained  # as above
 
-    trained = read_trained(base, "newest")
+    trained = read_trained(base)
     _check_base(base, trained.config, config["model"]["variant"])
     theirs = trained.config["model"]
     for section in ("vision", "decoder"):

@@ -20,6 +20,7 @@ SQUARE = 4
 """Pixels of each side of the square."""
 PLACES = SIDE - SQUARE + 1
 SIZES = {"train": 2000, "dev": 400, "test": 2000}
+BASE_SIZES = {"train": 2000, "dev": 400, "test": 400}
 
 ORDER = "Is the square moving left or right?"
 HALF = "Is the square in the left or the right half?"
@@ -54,7 +55,7 @@ def order_clips(seed: int, sizes: Mapping[str, int] = SIZES, num_frames: int = 4
     return _table(asked, np.concatenate(parts))
 
 
-def half_frames(seed: int, sizes: Mapping[str, int] = SIZES) -> Clips:
+def half_frames(seed: int, sizes: Mapping[str, int] = BASE_SIZES) -> Clips:
     """Single frames; label 1 is the right half. What an image model is trained on."""
     rng = np.random.default_rng((seed, 0))
     asked, parts = [], []

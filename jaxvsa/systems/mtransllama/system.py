@@ -57,7 +57,7 @@ class WeightsOptions:
 
     Attributes:
         base: the image model: a Hugging Face folder of InstructBLIP or BLIP-2 (for variant "text",
-            of a LLaMA), or a run that trained all weights; "" starts at random.
+            of a LLaMA), or a run that trained all weights (its best ones); "" starts at random.
         learn: "adapters": what the paper trains, and nothing else; "all" weights, but for the
             positions that do not learn.
         positions: which rows of Eq. 6 learn: of frames and queries ("both"), of queries alone,
