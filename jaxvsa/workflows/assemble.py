@@ -73,8 +73,11 @@ class Data(Protocol):
     def tables(self, system: System) -> dict[str, np.ndarray]:
         """Large arrays that enter the step as arguments; see `System.tables`."""
 
-    def given(self, place: Place) -> tuple[dict[str, Any], str]:
-        """Parameters by path that come from files, and from which; {} if none do."""
+    def given(self, place: Place | None) -> tuple[dict[str, Any], str]:
+        """Parameters by path that come from files, and from which; {} if none do.
+
+        `place` says where each goes; None: to the host.
+        """
 
     def about(self) -> list[str]:
         """What to know before training, a line each."""

@@ -219,7 +219,7 @@ class Assembled(Labelled):
     fresh = r"(?!text/).*"
     """Parameters that `given` need not hold."""
 
-    def given(self, place: Place) -> tuple[dict[str, Any], str]:
+    def given(self, place: Place | None) -> tuple[dict[str, Any], str]:
         """Parameters by path that come from files, and from which; {} if none do."""
         del place  # small enough for the host
         if self.text_params is None:

@@ -198,7 +198,7 @@ class Assembled(Ranked):
         names = sorted({table for table, _ in system.tables.values()}, reverse=True)
         return {name: table.values_nf for name, table in zip(names, self.features, strict=True)}
 
-    def given(self, place: Place) -> tuple[dict[str, Any], str]:
+    def given(self, place: Place | None) -> tuple[dict[str, Any], str]:
         """Nothing: features are inputs, and all parameters start at random."""
         del place
         return {}, ""

@@ -281,7 +281,7 @@ class Assembled(Labelled):
         """Sizes of a batch whose rows are all as long as they can be."""
         return full_sizes(self.config, self.facts, batch_size)
 
-    def given(self, place: Place) -> tuple[dict[str, Any], str]:
+    def given(self, place: Place | None) -> tuple[dict[str, Any], str]:
         """Parameters by path of the image model, and where they are; {} from scratch."""
         if not self.base:
             return {}, ""

@@ -157,7 +157,7 @@ def first_state(setup: Setup, shardings: State) -> State:
         try:
             found = trees.named(read_trained(source).params)
             check_fit(mine, found, source, "")
-            _check_frozen(setup, found, _placer(mine, where), source)
+            _check_frozen(setup, found, source)
         except UserError as error:
             raise UserError(f"config.init_from: {error}") from error
     else:
@@ -183,7 +183,7 @@ def first_state(setup: Setup, shardings: State) -> State:
     return place(learn).replace(held=held)
 
 
-def _check_frozen(setup: Setup, found: Mapping[str, Any], place: Place, source: str) -> None:
+def _check_frozen(setup: Setup, found: Mapping[str, Any], source: str) -> None:
     """Refuses a start whose frozen parameters no checkpoint of the run could be read with.
 
     Checkpoints hold none of them: they are read again from the weights that the run names.
@@ -191,10 +191,11 @@ def _check_frozen(setup: Setup, found: Mapping[str, Any], place: Place, source: 
     held = trees.named(setup.abstract.held)
     if not held:
         return
-    given, name = setup.data.given(place)
+    given, name = setup.data.given(None)
     for path, leaf in held.items():
-        base = np.asarray(given[path]) if path in given else np.zeros(leaf.shape, leaf.dtype)
-        if not np.array_equal(np.asarray(found[path]).astype(leaf.dtype), base.astype(leaf.dtype)):
+        base = given.get(path, np.zeros(leaf.shape))
+        start, base = (np.asarray(array).astype(leaf.dtype) for array in (found[path], base))
+        if not np.array_equal(start, base):
             raise UserError(
                 f"'{path}' is frozen and differs between {source} and "
                 f"{name or 'the weights of the run (none)'}; start from a run on the same weights"

@@ -114,7 +114,7 @@ def test_language_model_alone_answers_without_video(
     with pytest.raises(UserError, match="is a language model alone; name an InstructBLIP or"):
         opened(clips_root, base)
     data = opened(clips_root, base, variant="mustard_text")
-    found, name = data.given(None)  # type: ignore[arg-type]
+    found, name = data.given(None)
     assert name == str(base) and {path.split("/")[0] for path in found} == {"decoder"}
 
 
@@ -134,7 +134,7 @@ def test_blip2_reads_no_text(clips_root: Path, image_folder: Path, tmp_path: Pat
         opened(clips_root, base)
     data = opened(clips_root, base, "model.max_words=0")
     assert data.facts.words_size == 0
-    found, _ = data.given(None)  # type: ignore[arg-type]
+    found, _ = data.given(None)
     assert not any("mlp_word" in path or path == "qformer/word" for path in found)
     assert "ids_gw" not in data.examples("dev").batch(
         np.arange(1), np.ones(1, bool), data.sizes(), 1
