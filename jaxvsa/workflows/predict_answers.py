@@ -18,7 +18,7 @@ from jaxvsa.data.questions import VideoQuestion
 from jaxvsa.evaluation.evaluator import run as run_task
 from jaxvsa.workflows.patches import see_frames
 from jaxvsa.workflows.prepare_questions import ANONYMOUS, RECORD, write_question
-from jaxvsa.workflows.questions import Batching, say_cut
+from jaxvsa.workflows.question_batching import Batching, say_cut
 from jaxvsa.workflows.runs import Trained
 from jaxvsa.workflows.score import WRITE, batch_size
 
