@@ -43,7 +43,6 @@ class Ways:
         model = config["model"]
         self.config, self.corpus = config, corpus
         self.system = build_system(config, corpus)
-        self.task = self.system.tasks["classify"]
         self.mesh = make_mesh(MeshOptions(-1, 1, 1, "jit"), jax.devices()[:1])
         self.tables = {"video": jnp.asarray(corpus.features.values_nf)}
         self.batches: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -73,13 +72,13 @@ class Ways:
     def evaluate(self, name: str, part: slice) -> dict[str, np.ndarray]:
         """Probabilities of the comments of some batches, in the order of their numbers."""
         chosen = self.batches[name][part]
-        found, _ = run(self.system, self.task, self.params, self.tables, chosen, self.mesh)
+        found, _ = run(self.system, ["classify"], self.params, self.tables, chosen, self.mesh)
         return found
 
     def flops(self, name: str) -> int:
         """Operations of one comment each, without padding of the batch."""
         batch = abstract_batch(self.system, self.sizes(name))
-        return count_flops(self.task.outputs, self.params, batch)
+        return count_flops(self.system.tasks["classify"].outputs, self.params, batch)
 
 
 def compare(config: dict[str, Any], corpus: harness.Corpus, args: argparse.Namespace) -> Any:

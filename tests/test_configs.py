@@ -14,7 +14,7 @@ from jaxvsa.core import mesh as meshes
 from jaxvsa.core import trees
 from jaxvsa.core.config import build, load_config, to_plain, variants
 from jaxvsa.systems import module
-from jaxvsa.systems.base import System, abstract_batch
+from jaxvsa.systems.base import System, abstract_batch, outputs
 from jaxvsa.systems.clevereward.loss import LossOptions as RewardLoss
 from jaxvsa.systems.clevereward.system import Facts as RewardFacts
 from jaxvsa.systems.mtransllama.system import Facts as AnswerFacts
@@ -166,9 +166,9 @@ def trace_answers(whole: str, known: str) -> None:
     assert batch["prompt_bn"].shape == (size, config["model"]["max_prompt"])
     params, state, terms = trace_update(system, config, batch)
     assert "loss" in terms
-    found = jax.eval_shape(system.tasks["generate"].outputs, params, batch)
+    found = jax.eval_shape(functools.partial(outputs, system, "generate"), params, batch)
     assert found["answer"].shape == (size, config["model"]["max_new"])
-    found = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
+    found = jax.eval_shape(functools.partial(outputs, system, "classify"), params, batch)
     assert found["task"].shape == (size, 2)
     check_shardings(system, state, params)
 

@@ -190,9 +190,14 @@ def put_whole(tree: trees.Tree, mesh: Mesh) -> trees.Tree:
 
 
 def put_params(params: trees.Tree, rules: trees.Rules[P], mesh: Mesh) -> trees.Tree:
-    """Parameters that all processes hold whole, placed as in training; see `shardings`."""
+    """Parameters that all processes hold whole, placed as in training; see `shardings`.
+
+    Arrays of a device stay where they are.
+    """
 
     def put(leaf: Any, place: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return leaf
         return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
 
     return jax.tree.map(put, params, shardings(params, rules, mesh))

@@ -1,4 +1,4 @@
-"""Runs one task of a system over a split: outputs of every example, and states that merge."""
+"""Runs tasks of a system over a split: outputs of every example, and states that merge."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvsa.core.mesh import put_batch
 from jaxvsa.systems.base import Batch, Params, System, Task, expand
 
-# Outputs, which rows are no padding, and the number of the example.
+# Outputs of a task, which rows are no padding, and the number of the example.
 _Fetched = tuple[dict[str, jax.Array], jax.Array, jax.Array]
+
+
+@functools.partial(jax.jit, static_argnames=("system",))
+def shared_step(
+    system: System, params: Params, tables: Mapping[str, jax.Array], batch: Batch
+) -> dict[str, jax.Array]:
+    """What all tasks begin with; compiled once per system and batch shape."""
+    assert system.shared is not None
+    return system.shared(params, expand(system, tables, batch))
 
 
 @functools.partial(jax.jit, static_argnames=("system", "task", "mesh"))
@@ -41,17 +50,17 @@ def evaluation_step(
 
 def run(
     system: System,
-    task: Task,
+    tasks: Sequence[str],
     params: Params,
     tables: Mapping[str, jax.Array],
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Evaluate all batches.
+    """Evaluates all batches in every task; what tasks share is computed once.
 
     Args:
         system: whose tables the batches refer to.
-        task: one of `system.tasks`.
+        tasks: names of `system.tasks`.
         params: the whole parameter tree.
         tables: large arrays on the device; see `expand`.
         batches: host batches in any order; `valid_b` is False for padding rows, `index_b` the
@@ -59,7 +68,7 @@ def run(
         mesh: where the batches go.
 
     Returns:
-        outputs: {name: (num_valid, ...)}, the real examples in the order of their numbers.
+        outputs: {name: (num_valid, ...)} of all tasks, real examples in the order of their numbers.
         states: {name: state}, merged over all batches; padding is never counted.
 
     Raises:
@@ -70,7 +79,15 @@ def run(
     pending: _Fetched | None = None
     for batch in batches:
         placed = put_batch(dict(batch), mesh)
-        fetched, states = evaluation_step(system, task, mesh, params, tables, placed)
+        if system.shared is not None:
+            placed |= shared_step(system, params, tables, placed)
+        outputs: dict[str, jax.Array] = {}
+        states: dict[str, Any] = {}
+        for task in tasks:
+            given = system, system.tasks[task], mesh, params, tables, placed
+            (more, valid_b, index_b), counted = evaluation_step(*given)
+            outputs, states = outputs | more, states | counted
+        fetched = outputs, valid_b, index_b
         merged = {name: merged[name].merge(states[name]) for name in merged} or states
         for array in jax.tree.leaves(fetched):
             array.copy_to_host_async()
@@ -82,8 +99,7 @@ def run(
     rows.append(_valid_rows(pending))
     order = np.argsort(np.concatenate([index_b for _, index_b in rows]), kind="stable")
     names = rows[0][0]
-    outputs = {name: np.concatenate([row[name] for row, _ in rows])[order] for name in names}
-    return outputs, merged
+    return {name: np.concatenate([row[name] for row, _ in rows])[order] for name in names}, merged
 
 
 def flat_metrics(

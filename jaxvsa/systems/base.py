@@ -48,7 +48,8 @@ class Task:
     """One thing that `evaluate` and `predict` can run.
 
     Attributes:
-        outputs: (params, batch) -> {name: array (b, ...)}; deterministic.
+        outputs: (params, batch) -> {name: array (b, ...)}; deterministic. The batch holds what
+            `System.shared` gives; no two tasks of a system give the same name.
         measure: (outputs, batch) -> a tree of states that merge; padding excluded by `valid_b`.
     """
 
@@ -68,6 +69,8 @@ class System:
             key is the same for all micro-batches and devices of an update: whatever is drawn must
             also be keyed by `index_b`, the number of the example, as `layers.dropout` does.
         tasks: what can be evaluated.
+        shared: (params, batch) -> {name: array}: what the tasks begin with, computed once for all
+            of them and added to the batch; None = they have nothing in common.
         tables: batch field -> (table name, field of row numbers): arrays that enter the step as
             arguments and are gathered inside it; row -1 is padding and gives zeros.
         trainable: ordered (regex, bool) over parameter paths, total.
@@ -81,6 +84,7 @@ class System:
     init: Callable[[jax.Array, Batch], Params]
     loss: Callable[[Params, Batch, jax.Array | None], dict[str, Mean]]
     tasks: Mapping[str, Task]
+    shared: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
     tables: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     trainable: tuple[tuple[str, bool], ...] = ((".*", True),)
     parts: tuple[tuple[str, str], ...] = (("all", ".*"),)
@@ -100,6 +104,12 @@ def expand(system: System, tables: Mapping[str, jax.Array], batch: Batch) -> dic
             taken = tables[table][jnp.maximum(index, 0)]
             full[field] = jnp.where((index >= 0)[..., None], taken, jnp.zeros((), taken.dtype))
     return full
+
+
+def outputs(system: System, task: str, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """What one task alone makes of a whole batch."""
+    begun = {} if system.shared is None else system.shared(params, batch)
+    return system.tasks[task].outputs(params, {**batch, **begun})
 
 
 def abstract_batch(system: System, sizes: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -50,7 +50,8 @@ def evaluate(
     name = "-".join([opened.root.name, *filter(None, [opened.protocol]), f"step{trained.step}"])
     files = Path(out) if out else folder.predictions if own else folder.predictions / name
     limit = config["train"]["eval_batch_size"]
-    rows = measure(trained, opened, [split], all_devices(), limit, files)
+    model = trained.system, trained.params, trained.step
+    rows = measure(*model, opened, [split], all_devices(), limit, files)
     console = console or Console(quiet=True)
     kind(config["system"]).render(rows, [split], console)
     for line in (*opened.notes(config, own), f"Files: {files}"):

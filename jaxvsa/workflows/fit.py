@@ -128,7 +128,9 @@ def _fit(
                 checkpoints.close()
             if interrupts.poll():
                 interrupts.leave(f"at step {int(state.step)}")
-        return report(setup, checkpoints), setup
+        held = state.held
+        del state  # moments are not needed any more
+        return report(setup, checkpoints, held), setup
 
 
 def train(
@@ -195,7 +197,6 @@ def dev_metrics(
     if "dev" not in data.splits or data.task not in system.tasks:
         return lambda state: {}
     dev = data.in_order("dev", setup.options.eval_batch_size, mesh)
-    task = system.tasks[data.task]
 
     def until_stop() -> Iterator[Batch]:
         for batch in iterate(dev):
@@ -204,7 +205,7 @@ def dev_metrics(
             yield batch
 
     def evaluate(state: State) -> dict[str, float]:
-        _, states = run(system, task, state.params(), tables, until_stop(), mesh)
+        _, states = run(system, [data.task], state.params(), tables, until_stop(), mesh)
         return data.dev_values(states)
 
     return evaluate

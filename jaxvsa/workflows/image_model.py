@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxvsa.core import trees
 from jaxvsa.core.errors import UserError
-from jaxvsa.data.language import Codecs, LanguageCodec
+from jaxvsa.data.language import Codecs, LanguageCodec, read_codecs
 from jaxvsa.data.text import TextCodec
 from jaxvsa.interop.blip import read_vision
 from jaxvsa.interop.instructblip import read_fields, read_weights
@@ -88,16 +88,16 @@ def is_run(folder: str | Path) -> bool:
 
 def codec_of_run(base: str, config: dict[str, Any]) -> tuple[Codecs, tuple[int, int]]:
     """Tokenizers and table sizes of a run; its sizes become those of the model."""
-    from jaxvsa.workflows.runs import read_trained  # as above
+    from jaxvsa.workflows.runs import read_about  # as above
 
-    trained = read_trained(base)
-    _check_base(base, trained.config, config["model"]["variant"])
-    theirs = trained.config["model"]
+    about = read_about(base)
+    _check_base(base, about["config"], config["model"]["variant"])
+    theirs, facts = about["config"]["model"], about["facts"]
     for section in ("vision", "decoder"):
         config["model"][section] = copy.deepcopy(theirs[section])
     for name in _SHAPE:
         config["model"]["qformer"][name] = theirs["qformer"][name]
-    return trained.codec, (trained.facts.vocab_size, trained.facts.words_size)
+    return read_codecs(about["codec"]), (facts["vocab_size"], facts["words_size"])
 
 
 def _check_base(base: str, config: Mapping[str, Any], variant: str) -> None:

@@ -15,7 +15,7 @@ from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import FeatureTable, read_npy_folder
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.sources.table import read_records, read_row
-from jaxvsa.evaluation.evaluator import run as run_task
+from jaxvsa.evaluation.evaluator import run as run_tasks
 from jaxvsa.evaluation.predictions import prediction_rows, write_predictions
 from jaxvsa.workflows import predict_answers, predict_rewards
 from jaxvsa.workflows.assemble import KINDS
@@ -87,8 +87,7 @@ class Model:
         examples = batching.examples(comments, trained.codec, row_b, table, share=True)
         size = batch_size(len(comments), self.config["train"]["eval_batch_size"], self._mesh)
         stream = iterate(batching.in_order(examples, size, local_shards(self._mesh)))
-        task = trained.system.tasks[TASK]
-        probs, _ = run_task(trained.system, task, self._params, {}, stream, self._mesh)
+        probs, _ = run_tasks(trained.system, [TASK], self._params, {}, stream, self._mesh)
         return prediction_rows(comments, probs, self.labels)
 
     def _features(

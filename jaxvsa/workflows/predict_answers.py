@@ -15,7 +15,7 @@ from jaxvsa.data.corpus import Comments
 from jaxvsa.data.features import STORED, FeatureTable, file_name, load_npy
 from jaxvsa.data.pipeline import iterate
 from jaxvsa.data.questions import VideoQuestion
-from jaxvsa.evaluation.evaluator import run as run_task
+from jaxvsa.evaluation.evaluator import run as run_tasks
 from jaxvsa.workflows.patches import see_frames
 from jaxvsa.workflows.prepare_questions import ANONYMOUS, RECORD, write_question
 from jaxvsa.workflows.question_batching import Batching, say_cut
@@ -68,8 +68,7 @@ class Model:
         say_cut(examples.cut)
         size = batch_size(len(questions), self.config["train"]["eval_batch_size"], self._mesh)
         stream = iterate(batching.in_order(examples, size, local_shards(self._mesh)))
-        task = trained.system.tasks[WRITE]
-        found, _ = run_task(trained.system, task, self._params, {}, stream, self._mesh)
+        found, _ = run_tasks(trained.system, [WRITE], self._params, {}, stream, self._mesh)
         return [trained.codec.language.decode(ids) for ids in found["answer"]]
 
     def _table(

@@ -19,7 +19,7 @@ from jaxvsa.data.pipeline import batches, iterate
 from jaxvsa.data.plan import BatchPlan
 from jaxvsa.data.scored import ALIGNED, DIMENSIONS, QUESTIONS, ScoredVideo, dimension_of
 from jaxvsa.data.videocross import VideoCross
-from jaxvsa.evaluation.evaluator import run as run_task
+from jaxvsa.evaluation.evaluator import run as run_tasks
 from jaxvsa.evaluation.pairs import answer_shares, difference
 from jaxvsa.workflows.question_features import Kept, QuestionEncoder, encode_questions
 from jaxvsa.workflows.ranked import TASK
@@ -98,8 +98,7 @@ class Model:
             groups=shards[1],
         )  # fmt: skip
         stream = iterate(batches(plan, examples, shards=shards))
-        system = self._trained.system
-        found, _ = run_task(system, system.tasks[TASK], self._params, {}, stream, self._mesh)
+        found, _ = run_tasks(self._trained.system, [TASK], self._params, {}, stream, self._mesh)
         shares = answer_shares(difference(found["reward"]), found.get("log_k"))
         return [
             _answer(one, reward_v, {name: share_b[at] for name, share_b in shares.items()})

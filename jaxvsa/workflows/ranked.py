@@ -133,11 +133,11 @@ class Ranked(abc.ABC):
             if split not in self.splits:
                 known = ", ".join(self.splits)
                 raise UserError(f"{self.root}: the split '{split}' has no pairs; known: {known}")
-        task, found, dev = system.tasks[TASK], {}, DevFit()
+        found, dev = {}, DevFit()
         needed = {"dev", *splits} if "dev" in self.splits else set(splits)
         for split in sorted(needed, key=("dev", "train", "test").index):
             stream = iterate(self.in_order(split, limit, mesh))
-            outputs, _ = evaluate(system, task, params, tables, stream, mesh)
+            outputs, _ = evaluate(system, [TASK], params, tables, stream, mesh)
             reward_bv, log_k_b = outputs["reward"], outputs.get("log_k")
             pairs = self.judged(split)
             if split == "dev":

@@ -10,47 +10,61 @@ from typing import Any
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxvsa.core import distributed
+from jaxvsa.core import distributed, trees
 from jaxvsa.core import mesh as meshes
 from jaxvsa.core.checkpoint import Checkpoints
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.files import read_json, write_json
 from jaxvsa.evaluation.tables import Row
+from jaxvsa.systems.base import Params, System
 from jaxvsa.workflows.assemble import kind
-from jaxvsa.workflows.runs import RunFolder, Trained, choose_step, read_trained
+from jaxvsa.workflows.runs import RunFolder, choose_step
 from jaxvsa.workflows.setup import Setup
 
 
-def report(setup: Setup, checkpoints: Checkpoints) -> list[Row]:
-    """Scores dev and test with the selected checkpoint, writes all files, returns the table."""
-    folder, data = setup.folder, setup.data
+def report(setup: Setup, checkpoints: Checkpoints, held: Params) -> list[Row]:
+    """Scores dev and test with the selected checkpoint, writes all files, returns the table.
+
+    Args:
+        setup: of the run, whose programs are compiled already.
+        checkpoints: of the run.
+        held: the frozen parameters, which are on the devices already.
+    """
+    folder, data, system, mesh = setup.folder, setup.data, setup.system, setup.mesh
     step = choose_step(checkpoints, "best", folder.path)
-    # The system of the run, not another one like it: its programs are compiled already.
-    trained = dataclasses.replace(read_trained(folder.path, step), system=setup.system)
+    params = trees.join(checkpoints.restore_raw(step)["learn"], held)
     splits = [split for split in ("dev", "test") if split in data.splits]
     limit = setup.options.eval_batch_size
-    rows = measure(trained, data, splits, setup.mesh, limit, folder.predictions)
+    rows = measure(system, params, step, data, splits, mesh, limit, folder.predictions)
     if distributed.is_first():
         write_json(folder.results, [dataclasses.asdict(row) for row in rows])
     return rows
 
 
 def measure(
-    trained: Trained, data: Any, splits: Sequence[str], mesh: Mesh, limit: int, files: Path
+    system: System,
+    params: Params,
+    step: int,
+    data: Any,
+    splits: Sequence[str],
+    mesh: Mesh,
+    limit: int,
+    files: Path,
 ) -> list[Row]:
     """A model on some splits of data of its kind, then the rows that need no model.
 
     Args:
-        trained: the model.
+        system: the model.
+        params: the whole tree, numpy; arrays of a device stay where they are.
+        step: updates done.
         data: see `assemble.Data`.
         splits: "train", "dev", "test".
-        mesh: where it runs; parameters lie there as in training.
+        mesh: where it runs; `params` are placed as in training.
         limit: about the most examples of a batch.
         files: folder of predictions.
     """
-    system = trained.system
     tables = meshes.put_whole(data.tables(system), mesh)
-    params = meshes.put_params(trained.params, system.partition, mesh)
+    params = meshes.put_params(params, system.partition, mesh)
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     for split, scored in data.measure(system, params, tables, splits, mesh, limit).items():
@@ -58,7 +72,7 @@ def measure(
             data.write(files, scored, split)
         values |= scored.values
         errors |= scored.errors
-    row = Row(f"{system.name} (step {trained.step})", values, errors)
+    row = Row(f"{system.name} (step {step})", values, errors)
     return [row, *data.baselines(splits)]
 
 

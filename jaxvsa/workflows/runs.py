@@ -267,12 +267,28 @@ def read_trained(run: str | Path, which: str | int = "best") -> Trained:
     Raises:
         UserError: no run, no such checkpoint, damage, or frozen weights that are gone or others.
     """
+    checkpoints, step = _find(run, which)
+    meta = checkpoints.read_meta(step)
+    return assemble_trained(meta, checkpoints.restore_raw(step)["learn"], step)
+
+
+def read_about(run: str | Path) -> dict[str, Any]:
+    """What the best checkpoint of a run keeps beside its arrays; see `describe`.
+
+    Raises:
+        UserError: no run, or no checkpoint.
+    """
+    checkpoints, step = _find(run, "best")
+    meta = checkpoints.read_meta(step)
+    return {**meta, "config": upgraded(meta["config"])}
+
+
+def _find(run: str | Path, which: str | int) -> tuple[Checkpoints, int]:
+    """Checkpoints of a run, and the step that is meant."""
     folder = RunFolder(run)
     folder.read_config()
     checkpoints = folder.checkpoints()
-    step = choose_step(checkpoints, which, folder.path)
-    meta = checkpoints.read_meta(step)
-    return assemble_trained(meta, checkpoints.restore_raw(step)["learn"], step)
+    return checkpoints, choose_step(checkpoints, which, folder.path)
 
 
 def choose_step(checkpoints: Checkpoints, which: str | int, run: Path) -> int:

@@ -86,11 +86,9 @@ def score(
         split: the prefix of metric names.
         codec: the tokenizers of the model, for what it writes.
     """
-
-    def ask(task: str) -> Any:
-        return run(system, system.tasks[task], params, tables, iterate(batches), mesh)
-
-    probs, states = ask(TASK) if TASK in system.tasks else ({}, {})
+    tasks = [task for task in (TASK, WRITE) if task in system.tasks]
+    outputs, states = run(system, tasks, params, tables, iterate(batches), mesh)
+    probs = {task: outputs[task] for task in label_names}
     values = flat_metrics(states, split, label_names)
     if label_names:
         values[f"{split}/all/micro_f1_sum"] = sum_of_micro_f1(values, split, label_names)
@@ -104,8 +102,7 @@ def score(
     host = {task: Confusion(np.asarray(state.counts_cc)) for task, state in states.items()}
     rows = prediction_rows(comments, probs, label_names)
     if WRITE in system.tasks:
-        written, _ = ask(WRITE)
-        texts = [codec.language.decode(ids) for ids in written["answer"]]
+        texts = [codec.language.decode(ids) for ids in outputs["answer"]]
         more, spread, texts = measure_written(texts, comments, label_names, split)
         values, errors = values | more, errors | spread
         add_texts(rows, texts)

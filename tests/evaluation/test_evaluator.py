@@ -1,5 +1,7 @@
 """Running a task over batches."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def _run(num, size, devices=1, traces=None, order=None):
     system = _system([] if traces is None else traces)
     found, states = evaluator.run(
         system,
-        system.tasks["classify"],
+        ["classify"],
         {"scale": jnp.float32(-1.0)},
         {"logits": jnp.asarray(logits_nc)},
         _batches(num, size, label_n, order),
@@ -109,15 +111,50 @@ def test_run_reads_a_batch_only_after_the_next_was_dispatched(monkeypatch):
 
 
 def test_an_output_may_have_the_name_of_a_batch_field():
-    system = _system([])
     task = Task(
         outputs=lambda params, batch: {"valid_b": batch["row_b"]}, measure=lambda found, batch: {}
     )
+    system = dataclasses.replace(_system([]), tasks={"name": task})
     mesh = make_mesh(MeshOptions(data=1, fsdp=1, tensor=1, step="jit"))
     tables = {"logits": jnp.zeros((10, 3))}
     batches = _batches(10, 4, np.zeros(10, np.int32))
-    found, _ = evaluator.run(system, task, {}, tables, batches, mesh)
+    found, _ = evaluator.run(system, ["name"], {}, tables, batches, mesh)
     np.testing.assert_array_equal(found["valid_b"], np.arange(10))
+
+
+def test_what_tasks_share_is_computed_once_and_given_to_each():
+    shared, asked = [], []
+
+    def begin(params, batch):
+        shared.append(batch["logits_bc"].shape)
+        return {"doubled_bc": 2 * batch["logits_bc"] * params["scale"]}
+
+    def task(name):
+        def outputs(params, batch):
+            asked.append(name)
+            return {name: batch["doubled_bc"].sum(axis=1), f"{name}_row": batch["row_b"]}
+
+        def measure(found, batch):
+            scores_bc = jnp.stack([jnp.zeros_like(found[name]), found[name]], axis=1)
+            return {name: Confusion.from_batch(scores_bc, batch["label_b"], batch["valid_b"])}
+
+        return Task(outputs, measure)
+
+    tasks = {name: task(name) for name in ("one", "two", "not asked")}
+    system = dataclasses.replace(_system([]), tasks=tasks, shared=begin)
+    logits_nc = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    tables, params = {"logits": jnp.asarray(logits_nc)}, {"scale": jnp.float32(-1.5)}
+    order = np.array([7, 2, 9, 0, 4, 1, 8, 3, 6, 5])
+    batches = _batches(10, 4, np.zeros(10, np.int32), order)
+    mesh = make_mesh(MeshOptions(data=2, fsdp=1, tensor=1, step="jit"))
+    found, states = evaluator.run(system, ["two", "one"], params, tables, batches, mesh)
+    assert shared == [(4, 3)] and asked == ["two", "one"]
+    assert set(found) == {"one", "two", "one_row", "two_row"} and set(states) == {"one", "two"}
+    want = -3 * logits_nc.sum(axis=1)
+    for name in ("one", "two"):
+        np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found[f"{name}_row"], np.arange(10))
+        assert states[name].counts_cc[0].tolist() == [sum(want <= 0), sum(want > 0)]
 
 
 def test_run_refuses_an_empty_split():

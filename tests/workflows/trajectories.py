@@ -56,7 +56,7 @@ def trajectory(
     if predict:
         dev = data.in_order("dev", EVAL_BATCH, mesh)
         params = jax.device_get(state.params())
-        probs, _ = evaluate(system, system.tasks[task], params, tables, iterate(dev), mesh)
+        probs, _ = evaluate(system, [task], params, tables, iterate(dev), mesh)
         found |= {f"probability/{task}": rows for task, rows in probs.items()}
     return {name: np.asarray(leaf) for name, leaf in found.items()} | {"loss": np.array(losses)}
 

@@ -245,21 +245,6 @@ class MTransLLAMA(nn.Module):
         out_byd, _ = self.decoder(x_byd, keep_by)
         return self.decoder.logits(out_byd[:, keep_bz.shape[1] - 1 :])
 
-    def choice_likelihood(
-        self,
-        clip: Clip,
-        prompt_bn: jax.Array,
-        keep_bn: jax.Array,
-        choice_bcy: jax.Array,
-        keep_bcy: jax.Array,
-    ) -> jax.Array:
-        """Log likelihood per token of each of c answers, (b,c); -inf for one without tokens.
-
-        Source: MTransLLAMA specification, section 4, `rank`.
-        """
-        before_bzd, keep_bz = self.prefix(clip, prompt_bn, keep_bn, True)
-        return log_likelihood(self.decoder, before_bzd, keep_bz, choice_bcy, keep_bcy)
-
     def __call__(
         self,
         clip: Clip,
@@ -282,17 +267,37 @@ def normalise(pixel_ni: jax.Array, side: int) -> jax.Array:
     return (image_nyxk - mean_111k) / std_111k
 
 
+def choice_likelihood(
+    model: MTransLLAMA, params: Any, before_bzd: jax.Array, keep_bz: jax.Array,
+    choice_bcy: jax.Array, keep_bcy: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Log likelihood per token of each of c answers, (b,c); -inf for one without tokens.
+
+    Source: MTransLLAMA specification, section 4, `rank`.
+
+    Args:
+        model: whose language model is asked.
+        params: of the whole model.
+        before_bzd: see `MTransLLAMA.prefix`.
+        keep_bz: likewise.
+        choice_bcy: int32, tokens of the answers.
+        keep_bcy: bool, real ones, which come first.
+    """
+    found: Any = make_decoder(model.options, model.vocab_size).apply(
+        {"params": params["decoder"]}, before_bzd, keep_bz, choice_bcy, keep_bcy,
+        method=log_likelihood,
+    )  # fmt: skip
+    return found
+
+
 def write(
-    model: MTransLLAMA, params: Any, clip: Clip, prompt_bn: jax.Array, keep_bn: jax.Array,
+    model: MTransLLAMA, params: Any, before_bzd: jax.Array, keep_bz: jax.Array,
     *, eos_id: int, pad_id: int,
 ) -> jax.Array:  # fmt: skip
-    """Answers, int32 (b, max_new), `pad_id` behind `eos_id`."""
+    """Answers, int32 (b, max_new), `pad_id` behind `eos_id`; see `choice_likelihood`."""
     options = model.options
-    before: Any = model.apply(
-        {"params": params}, clip, prompt_bn, keep_bn, True, method=model.prefix
-    )
     return generate(
-        make_decoder(options, model.vocab_size), params["decoder"], *before,
+        make_decoder(options, model.vocab_size), params["decoder"], before_bzd, keep_bz,
         num_tokens=options.max_new, num_beams=options.num_beams,
         length_penalty=options.length_penalty, eos_id=eos_id, pad_id=pad_id,
     )  # fmt: skip

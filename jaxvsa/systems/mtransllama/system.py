@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,13 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.metrics.confusion import Confusion
 from jaxvsa.systems.base import Batch, Mean, Params, System, Task
 from jaxvsa.systems.mtransllama.loss import token_losses
-from jaxvsa.systems.mtransllama.model import Clip, ModelOptions, MTransLLAMA, write
+from jaxvsa.systems.mtransllama.model import (
+    Clip,
+    ModelOptions,
+    MTransLLAMA,
+    choice_likelihood,
+    write,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +118,7 @@ def build(config: Mapping[str, Any], facts: Facts) -> System:
         init=init,
         loss=loss,
         tasks=_tasks(model, facts),
+        shared=functools.partial(_shared, model),
         tables=_tables(options, facts),
         trainable=learn,
         parts=PARTS,
@@ -144,16 +152,13 @@ def build_model(options: ModelOptions, facts: Facts) -> MTransLLAMA:
 
 def _tasks(model: MTransLLAMA, facts: Facts) -> dict[str, Task]:
     """Ranking among the answers of the task, if there are such, and writing."""
-    options = model.options
 
     def rank(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        found, choice_bcy = _inputs(options, batch), batch["choice_bcy"]
-        place_y = jnp.arange(choice_bcy.shape[-1])
-        score_bc: Any = model.apply(
-            {"params": params}, found["clip"], found["prompt_bn"], found["keep_bn"], choice_bcy,
-            place_y[None, None] < batch["choice_length_bc"][..., None],
-            method=model.choice_likelihood,
-        )  # fmt: skip
+        choice_bcy = batch["choice_bcy"]
+        place_11y = jnp.arange(choice_bcy.shape[-1])[None, None]
+        keep_bcy = place_11y < batch["choice_length_bc"][..., None]
+        before = batch["before_bzd"], batch["real_bz"]
+        score_bc = choice_likelihood(model, params, *before, choice_bcy, keep_bcy)
         return dict.fromkeys(facts.label_names, jax.nn.softmax(score_bc, axis=-1))
 
     def measure(found: Mapping[str, jax.Array], batch: Batch) -> dict[str, Confusion]:
@@ -163,13 +168,20 @@ def _tasks(model: MTransLLAMA, facts: Facts) -> dict[str, Task]:
         }
 
     def generate(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        found = _inputs(options, batch)
-        prompt = found["clip"], found["prompt_bn"], found["keep_bn"]
-        written = write(model, params, *prompt, eos_id=facts.eos_id, pad_id=facts.pad_id)
+        before = batch["before_bzd"], batch["real_bz"]
+        written = write(model, params, *before, eos_id=facts.eos_id, pad_id=facts.pad_id)
         return {"answer": written}
 
     tasks = {"generate": Task(generate, lambda outputs, batch: {})}
     return tasks | ({"classify": Task(rank, measure)} if facts.label_names else {})
+
+
+def _shared(model: MTransLLAMA, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """What stands before an answer, however many are asked for."""
+    found = _inputs(model.options, batch)
+    prompt = found["clip"], found["prompt_bn"], found["keep_bn"]
+    before_bzd, real_bz = model.apply({"params": params}, *prompt, True, method=model.prefix)
+    return {"before_bzd": before_bzd, "real_bz": real_bz}
 
 
 def _inputs(options: ModelOptions, batch: Batch) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from systems.mtransllama import tiny
 
 from jaxvsa.core.errors import UserError
 from jaxvsa.layers.tokens import Words
+from jaxvsa.systems.base import outputs
 from jaxvsa.systems.mtransllama.model import Clip, ModelOptions, MTransLLAMA, write
 
 
@@ -130,10 +131,12 @@ def test_written_tokens_are_the_likeliest_of_full_forwards(ends: str) -> None:
             row[behind[0] if behind.size else len(row) :] = tiny.PAD
         assert (want[0, 2:] == tiny.PAD).all() and want[0, 1] == eos_id
     prompt = given["clip"], given["prompt_bn"], given["keep_bn"]
-    run = jax.jit(
-        lambda params, prompt: write(model, params, *prompt, eos_id=eos_id, pad_id=tiny.PAD)
-    )
-    np.testing.assert_array_equal(run(params, prompt), want)
+
+    def run(params: Any, prompt: Any) -> jax.Array:
+        before: Any = model.apply({"params": params}, *prompt, True, method=model.prefix)
+        return write(model, params, *before, eos_id=eos_id, pad_id=tiny.PAD)
+
+    np.testing.assert_array_equal(jax.jit(run)(params, prompt), want)
 
 
 @pytest.mark.parametrize("frozen", ["float32", "bfloat16"])
@@ -150,11 +153,11 @@ def test_stored_patches_give_what_pixels_give_bit_for_bit(frozen: str) -> None:
     cached = {k: v for k, v in batch.items() if k not in ("pixel_bti", "frame_bt")}
     cached["frames_btpf"] = np.asarray(patches)
     rest = {part: tree for part, tree in params.items() if part != "vision"}
-    outputs = [
-        jax.jit(of.tasks["classify"].outputs)(*given)["way"]
+    found = [
+        jax.jit(functools.partial(outputs, of, "classify"))(*given)["way"]
         for of, given in ((seen, (params, batch)), (stored, (rest, cached)))
     ]
-    np.testing.assert_array_equal(*outputs)
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from systems.mtransllama import tiny
 from jaxvsa.core import trees
 from jaxvsa.core.config import build as build_options
 from jaxvsa.core.errors import UserError
-from jaxvsa.systems.base import System, abstract_batch
+from jaxvsa.systems.base import System, abstract_batch, outputs
 from jaxvsa.training.optim import OptimOptions, make_optimizer
 from jaxvsa.training.state import State, start
 from jaxvsa.training.step import train_step
@@ -65,7 +65,7 @@ def test_invalid_row_changes_nothing() -> None:
 @functools.cache
 def ranked() -> np.ndarray:
     system, params, batch = whole()
-    return np.asarray(jax.jit(system.tasks["classify"].outputs)(params, batch)["way"])
+    return np.asarray(jax.jit(functools.partial(outputs, system, "classify"))(params, batch)["way"])
 
 
 def test_rank_is_the_mean_likelihood_of_each_answer_on_its_own() -> None:
@@ -222,7 +222,7 @@ def test_eight_questions_are_learned_by_heart() -> None:
     tx = optax.adam(3e-3)
     state = start(system, tx, params, jax.random.key(0))
     step = jax.jit(lambda state, batch: train_step(system, tx, state, {}, batch)[0])
-    write = jax.jit(system.tasks["generate"].outputs)
+    write = jax.jit(functools.partial(outputs, system, "generate"))
     stacked, right = {name: leaf[None] for name, leaf in batch.items()}, 0.0
     for number in range(1, 300):
         state = step(state, stacked)
@@ -279,7 +279,7 @@ def test_paper_traces_at_full_size() -> None:
     system, params, batch = paper()
     loss = jax.eval_shape(lambda params, batch: system.loss(params, batch, None), params, batch)
     assert loss["loss"].total.shape == () and loss["loss"].total.dtype == "float32"
-    found = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
+    found = jax.eval_shape(functools.partial(outputs, system, "classify"), params, batch)
     assert found["sarcasm"].shape == (4, 2)
-    found = jax.eval_shape(system.tasks["generate"].outputs, params, batch)
+    found = jax.eval_shape(functools.partial(outputs, system, "generate"), params, batch)
     assert found["answer"].shape == (4, 32) and found["answer"].dtype == "int32"
