@@ -191,14 +191,14 @@ def test_key_step_and_number_of_the_example_decide_what_is_dropped() -> None:
 def test_shared_videos_give_the_same_outputs_in_the_order_of_the_examples() -> None:
     """Evaluation in its own order, against every comment with a video of its own."""
     mesh = make_mesh(MeshOptions(1, 1, 1, "jit"))
-    task = system().tasks["classify"]
     outcomes = []
     with jax.enable_x64(True):
         for share in (True, False):
             given = examples(share)
             order = given.in_order() if share else np.arange(COMMENTS)
             plan = BatchPlan(given.axes(), 10, order=order, shapes=1)
-            found = run(system(), task, begin().params(), {}, batches(plan, given), mesh)
+            stream, params = batches(plan, given), begin().params()
+            found = run(system(), ["classify"], params, {}, stream, mesh)
             outcomes.append((plan[0], *found))
     (shared, got, states), (own, want, counted) = outcomes
     assert shared.index_b.tolist() != own.index_b.tolist()
