@@ -1,4 +1,8 @@
-"""Every configuration and variant: all keys are read, and the model traces at full size."""
+"""Every configuration and variant: all keys are read, and the model traces at full size.
+
+Of one variant for each system a whole update is traced, of the others the loss, which is the half
+of it that their options change.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from jaxvsa.core import mesh as meshes
 from jaxvsa.core import trees
 from jaxvsa.core.config import build, load_config, to_plain, variants
 from jaxvsa.systems import module
-from jaxvsa.systems.base import System, abstract_batch, outputs
+from jaxvsa.systems.base import System, abstract_batch
 from jaxvsa.systems.clevereward.loss import LossOptions as RewardLoss
 from jaxvsa.systems.clevereward.system import Facts as RewardFacts
 from jaxvsa.systems.mtransllama.system import Facts as AnswerFacts
@@ -32,6 +36,7 @@ WIDTHS = {"r2plus1d": 512, "videomaev2": 1408}
 VARIANTS = pytest.mark.parametrize("variant", variants("configs/vccsa.py"))
 ANSWERING = pytest.mark.parametrize("variant", variants("configs/mtransllama.py"))
 OPEN = ("qaego4d", "youcook2")
+WHOLE = ("paper", "mustard")
 
 
 def facts(variant: str, config: dict[str, Any]) -> Facts:
@@ -65,7 +70,7 @@ def test_variant_has_exactly_the_keys_that_are_read(variant: str) -> None:
 
 
 @VARIANTS
-def test_variant_traces_one_update_at_full_size(variant: str) -> None:
+def test_variant_traces_at_full_size(variant: str) -> None:
     config = to_plain(load_config(f"configs/vccsa.py:{variant}"))
     given = facts(variant, config)
     system = module(config["system"]).build(config, given)
@@ -73,17 +78,17 @@ def test_variant_traces_one_update_at_full_size(variant: str) -> None:
     sizes = Batching.of(config).full_sizes(size)
     assert sizes["n"] == size * config["data"]["text_len"]
     batch = abstract_batch(system, {"f": given.feature_width or 0, **sizes})
-    params, state, terms = trace_update(system, config, batch)
+    params, state, terms = trace(system, config, batch, variant in WHOLE)
     assert {"loss", "opinion_loss", "emotion_loss"} <= set(terms)
     probs = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
     assert probs["emotion"].shape == (size, 8)
     check_shardings(system, state, params)
 
 
-def trace_update(
-    system: System, config: dict[str, Any], batch: dict[str, Any]
+def trace(
+    system: System, config: dict[str, Any], batch: dict[str, Any], whole: bool
 ) -> tuple[Any, State, dict[str, Any]]:
-    """Shapes of parameters, state and loss terms; an update changes no shape."""
+    """Shapes of parameters, state and loss terms; a whole update changes no shape."""
     rng = jax.random.key(0)
     params = jax.eval_shape(system.init, rng, batch)
     learn, _ = trees.split(params, system.trainable)
@@ -91,6 +96,8 @@ def trace_update(
         build(OptimOptions, config["optim"], "config.optim"), 10, system.parts, learn
     )
     state = jax.eval_shape(functools.partial(start, system, tx), params, rng)
+    if not whole:
+        return params, state, jax.eval_shape(lambda p, b: system.loss(p, b, None), params, batch)
     micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
     after, terms = jax.eval_shape(
         lambda state, micro: train_step(system, tx, state, {}, micro), state, micro
@@ -143,32 +150,34 @@ def test_answering_variant_has_exactly_the_keys_that_are_read(variant: str) -> N
 
 
 @ANSWERING
-def test_answering_variant_traces_one_update_at_full_size(variant: str) -> None:
+def test_answering_variant_traces_at_full_size(variant: str) -> None:
     config = to_plain(load_config(f"configs/mtransllama.py:{variant}"))
     facts = answer_facts(variant, config)
     if not facts.label_names:  # what is the same for all variants of one model is traced once
         facts = dataclasses.replace(facts, label_names={"task": ("no", "yes")})
-    whole = json.dumps({name: config[name] for name in TRACED}, sort_keys=True)
-    trace_answers(whole, json.dumps(dataclasses.asdict(facts)))
+    told = json.dumps({name: config[name] for name in TRACED}, sort_keys=True)
+    trace_answers(told, json.dumps(dataclasses.asdict(facts)), variant in WHOLE)
 
 
 TRACED = ("system", "data", "weights", "model", "loss", "optim", "train")
 
 
 @functools.cache
-def trace_answers(whole: str, known: str) -> None:
-    """An update and both tasks of a configuration and its facts, both as JSON."""
-    config, given = json.loads(whole), AnswerFacts.from_dict(json.loads(known))
+def trace_answers(told: str, known: str, whole: bool) -> None:
+    """An update, or its loss, and both tasks of a configuration and its facts, both as JSON."""
+    config, given = json.loads(told), AnswerFacts.from_dict(json.loads(known))
     system = module(config["system"]).build(config, given)
     data = questions.Assembled(config, None, None, given, "", {})  # type: ignore[arg-type]
     size = config["train"]["batch_size"]
     batch = abstract_batch(system, data.sizes(size))
     assert batch["prompt_bn"].shape == (size, config["model"]["max_prompt"])
-    params, state, terms = trace_update(system, config, batch)
+    params, state, terms = trace(system, config, batch, whole)
     assert "loss" in terms
-    found = jax.eval_shape(functools.partial(outputs, system, "generate"), params, batch)
+    assert system.shared is not None
+    batch |= jax.eval_shape(system.shared, params, batch)
+    found = jax.eval_shape(system.tasks["generate"].outputs, params, batch)
     assert found["answer"].shape == (size, config["model"]["max_new"])
-    found = jax.eval_shape(functools.partial(outputs, system, "classify"), params, batch)
+    found = jax.eval_shape(system.tasks["classify"].outputs, params, batch)
     assert found["task"].shape == (size, 2)
     check_shardings(system, state, params)
 
@@ -178,7 +187,7 @@ TABLE = tuple((1.0,) * 7 for _ in range(3))
 
 
 @REWARDS
-def test_reward_variant_reads_its_keys_and_traces_one_update_at_full_size(variant: str) -> None:
+def test_reward_variant_reads_its_keys_and_traces_at_full_size(variant: str) -> None:
     config = to_plain(load_config(f"configs/clevereward.py:{variant}"))
     sections = {
         "data": pairs.DataOptions,
@@ -197,7 +206,7 @@ def test_reward_variant_reads_its_keys_and_traces_one_update_at_full_size(varian
     data = pairs.Assembled(config, None, None, given)  # type: ignore[arg-type]
     size = config["train"]["batch_size"]
     batch = abstract_batch(system, data.sizes(size))
-    params, state, terms = trace_update(system, config, batch)
+    params, state, terms = trace(system, config, batch, variant in WHOLE)
     assert {"loss", "pref_loss"} <= set(terms)
     assert ("clip_loss" in terms) == system.couples_batch
     found = jax.eval_shape(system.tasks["rank"].outputs, params, batch)
