@@ -72,6 +72,7 @@ def mustard() -> ConfigDict:
                     "temporal_gate": "none",  # paper
                     "order": "s-t-c",  # paper, Fig. 2
                     "temporal_tokens": "query",  # paper, Eq. 9
+                    "dropout": 0.0,  # LAVIS 0.1; chosen, since what it disturbs is frozen
                     "aggregate": "mean",  # paper, Table VI: 32 tokens whatever t
                 },
                 "lora": {
@@ -91,6 +92,8 @@ def mustard() -> ConfigDict:
                     "norm": "softmax",
                     "routing": "soft",
                     "tau": 1.0,
+                    "tau_last": 0.1,
+                    "tau_updates": 0,  # updates in which tau falls so far; 0: it stays
                     "first_bias": 3.0,
                 },
                 "decoder": {  # Vicuna-7B v1.1; replaced by config.json of weights.base

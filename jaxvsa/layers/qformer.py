@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.shapes import bind_dims
-from jaxvsa.layers.bert_blocks import AttentionBlock, FeedForward
+from jaxvsa.layers.bert_blocks import AttentionBlock, Dropped, FeedForward
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.routing import Router, RoutingOptions, band_masks, joint_masks
 from jaxvsa.layers.tokens import Layout, Tokens, Words
@@ -29,8 +29,6 @@ from jaxvsa.layers.transformer import INIT, layer_norm
 @dataclasses.dataclass(frozen=True)
 class QFormerOptions:
     """Sizes and choices of a Q-Former.
-
-    Deviation: no dropout, which MTransLLAMA does not speak of: frozen weights would be noisy.
 
     Attributes:
         num_layers: layers.
@@ -48,6 +46,8 @@ class QFormerOptions:
             gate that starts closed, so that a new model is the image model.
         order: attention over space, time and patches ("s-t-c"), or patches before time.
         temporal_tokens: which tokens attend over frames.
+        dropout: rate after the embeddings' LayerNorm, on attention weights and before each
+            residual sum, as in BERT; words are dropped in every frame anew.
         aggregate: what becomes of the frames: "mean", "max" or "last" of them gives q tokens,
             "concat" t q.
     """
@@ -66,7 +66,13 @@ class QFormerOptions:
     temporal_gate: Literal["none", "zero"]
     order: Literal["s-t-c", "s-c-t"]
     temporal_tokens: Literal["query", "all"]
+    dropout: float
     aggregate: Literal["mean", "concat", "max", "last"]
+
+    def __post_init__(self) -> None:
+        """Refuses a rate that is none."""
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"qformer.dropout is {self.dropout}; it must be from 0 to below 1")
 
 
 class QFormerLayer(nn.Module):
@@ -99,6 +105,8 @@ class QFormerLayer(nn.Module):
         num_frames: int,
         example_b: jax.Array,
         deterministic: bool,
+        update: jax.Array | None,
+        number: Tokens | None,
     ) -> Tokens:
         """Queries and words of every frame n of every example.
 
@@ -109,40 +117,51 @@ class QFormerLayer(nn.Module):
             num_frames: n is the number of examples times this.
             example_b: numbers of the examples.
             deterministic: nothing is drawn.
+            update: number of the update, if it is known.
+            number: of the tokens `x`, see `QFormer.number`; None: nothing is dropped.
         """
         options = self.options
         shared = (self.lora, self.routing.combine, options.norm_eps, self.precision)
-        own = AttentionBlock(options.num_heads, ("space", "time"), *shared, name="attention")
-        weight_nm, sees_mqz = self.route_space(x, keep_nz, num_frames, example_b, deterministic)
-        network = functools.partial(FeedForward, options.mlp_width, *shared[2:])
-        asks = Tokens(x.row_bqd) if self.last else x
+        drawn = deterministic, update
+        own = AttentionBlock(
+            options.num_heads, ("space", "time"), *shared, options.dropout, name="attention"
+        )
+        weight_nm, sees_mqz = self.route_space(x, keep_nz, num_frames, example_b, *drawn)
+        network = functools.partial(FeedForward, options.mlp_width, *shared[2:], options.dropout)
+        asks = x.rows() if self.last else x
+        number = number if number is None or not self.last else number.rows()
         if self.last and self.is_initializing() and x.word_gjd is not None:
             network(name="mlp_word")(x.word_gjd)  # published models have it
-        x = own(asks, x, keep_nz, "space", weight_nm, sees_mqz)
+        x = own(asks, x, keep_nz, "space", weight_nm, sees_mqz, number)
 
         def over_time(x: Tokens) -> Tokens:
             if not options.temporal:
                 return x
-            moving = Tokens(x.row_bqd) if options.temporal_tokens == "query" else x
-            x_nzd = self.attend_time(own, moving.joined(), num_frames, example_b, deterministic)
+            every = options.temporal_tokens == "all"
+            moving, count = (x, number) if every else only_rows(x, number)
+            x_nzd = self.attend_time(own, moving.joined(), num_frames, example_b, *drawn, count)
             moved = moving.split(x_nzd)
             return moved if moving is x else x.replace(row_bqd=moved.row_bqd)
 
         def to_patches(x: Tokens) -> Tokens:
             if not self.crosses:
                 return x
-            cross = AttentionBlock(options.num_heads, ("cross",), *shared, name="cross")
+            cross = AttentionBlock(
+                options.num_heads, ("cross",), *shared, options.dropout, name="cross"
+            )
             every_np = jnp.ones(frames_npf.shape[:2], bool)
-            found = cross(Tokens(x.row_bqd), Tokens(frames_npf), every_np, "cross")
+            asks, count = only_rows(x, number)
+            found = cross(asks, Tokens(frames_npf), every_np, "cross", number=count)
             return x.replace(row_bqd=found.row_bqd)
 
         steps = (over_time, to_patches) if options.order == "s-t-c" else (to_patches, over_time)
         for step in steps:
             x = step(x)
-        x = x.replace(row_bqd=network(name="mlp_query")(x.row_bqd))
+        of_row, of_word = (None, None) if number is None else (number.row_bqd, number.word_gjd)
+        x = x.replace(row_bqd=network(name="mlp_query")(x.row_bqd, of_row))
         if x.word_gjd is None:
             return x
-        return x.replace(word_gjd=network(name="mlp_word")(x.word_gjd))
+        return x.replace(word_gjd=network(name="mlp_word")(x.word_gjd, of_word))
 
     def route_space(
         self,
@@ -151,6 +170,7 @@ class QFormerLayer(nn.Module):
         num_frames: int,
         example_b: jax.Array,
         deterministic: bool,
+        update: jax.Array | None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """Weights (n,m) of the masks of a frame, and the masks (m,q,z); None without a choice."""
         if self.num_masks == 1:
@@ -164,7 +184,7 @@ class QFormerLayer(nn.Module):
             pooled_nd = jnp.mean(x.row_bqd, axis=1)
         place_n = jnp.tile(jnp.arange(num_frames), len(example_b))
         weight_nm = Router(self.num_masks, routing, name="router_space")(
-            pooled_nd, jnp.repeat(example_b, num_frames), place_n, deterministic
+            pooled_nd, jnp.repeat(example_b, num_frames), place_n, deterministic, update
         )
         sees_mzz = joint_masks(num_queries, words, orders, routing.cross_modal)
         return weight_nm, sees_mzz[:, :num_queries] if self.last else sees_mzz
@@ -176,26 +196,39 @@ class QFormerLayer(nn.Module):
         num_frames: int,
         example_b: jax.Array,
         deterministic: bool,
+        update: jax.Array | None,
+        number: Tokens | None,
     ) -> jax.Array:
         """The block over the frames of each token, gated if the fields say so: (n,q,d)."""
         rows, tokens, width = x_nqd.shape
-        split = (rows // num_frames, num_frames, tokens, width)
-        x_ytd = jnp.swapaxes(x_nqd.reshape(split), 1, 2).reshape(-1, num_frames, width)
+
+        def by_token(x_nqd: jax.Array) -> jax.Array:
+            split_btqd = x_nqd.reshape(-1, num_frames, tokens, x_nqd.shape[-1])
+            return jnp.swapaxes(split_btqd, 1, 2).reshape(-1, num_frames, x_nqd.shape[-1])
+
+        x_ytd = by_token(x_nqd)
         weight_ym, sees_mtt = None, None
         if self.num_masks > 1 and self.routing.temporal:
             sees_mtt = band_masks(num_frames, self.routing.orders[: self.num_masks])
             place_y = jnp.tile(jnp.arange(tokens), len(example_b))
             weight_ym = Router(self.num_masks, self.routing, name="router_time")(
-                jnp.mean(x_ytd, axis=1), jnp.repeat(example_b, tokens), place_y, deterministic
-            )
+                jnp.mean(x_ytd, axis=1), jnp.repeat(example_b, tokens), place_y, deterministic,
+                update,
+            )  # fmt: skip
         keep_yt = jnp.ones(x_ytd.shape[:2], bool)
         every = Tokens(x_ytd)
-        out_ytd = block(every, every, keep_yt, "time", weight_ym, sees_mtt).row_bqd
+        number = None if number is None else Tokens(by_token(number.joined()))
+        out_ytd = block(every, every, keep_yt, "time", weight_ym, sees_mtt, number).row_bqd
         if self.options.temporal_gate == "zero":
             gate = self.param("time_gate", nn.initializers.zeros, (), jnp.float32)
             out_ytd = x_ytd + jnp.tanh(gate).astype(x_ytd.dtype) * (out_ytd - x_ytd)
         split = (rows // num_frames, tokens, num_frames, width)
         return jnp.swapaxes(out_ytd.reshape(split), 1, 2).reshape(x_nqd.shape)
+
+
+def only_rows(x: Tokens, number: Tokens | None) -> tuple[Tokens, Tokens | None]:
+    """Tokens and their numbers without the words."""
+    return x.rows(), None if number is None else number.rows()
 
 
 class QFormer(nn.Module):
@@ -224,6 +257,7 @@ class QFormer(nn.Module):
         words: Words | None,
         example_b: jax.Array,
         deterministic: bool,
+        update: jax.Array | None = None,
     ) -> jax.Array:
         """Tokens of a video, (b,q,d), or (b,tq,d) with aggregate "concat".
 
@@ -232,6 +266,7 @@ class QFormer(nn.Module):
             words: what is read, packed or `Words.rectangle`; None without text.
             example_b: number of the example; keys what is drawn.
             deterministic: nothing is drawn.
+            update: number of the update, with which the temperature of hard routing falls.
 
         Raises:
             UserError: more frames than `max_frames` or words than `max_positions`.
@@ -255,6 +290,11 @@ class QFormer(nn.Module):
             x = Tokens(x.row_bqd, norm(self.embed(words, layout.place_gw)), layout)
             keep_nl = jnp.repeat(words.keep_bl, num_frames, axis=0)
             keep_nz = jnp.concatenate([keep_nz, keep_nl], axis=1)
+        number = None
+        if self.options.dropout and not deterministic:
+            number = self.number(x, num_frames, example_b)
+            drop = Dropped(self.options.dropout, name="drop")
+            x = x.in_frames().map(drop, number)
         frames_npf = frames_btpf.astype(compute).reshape(merged, *frames_btpf.shape[2:])
         last = self.options.num_layers - 1
         for i in range(self.options.num_layers):
@@ -263,9 +303,28 @@ class QFormer(nn.Module):
                 count, i % self.options.cross_every == 0, i == last, self.options, self.lora,
                 self.routing, self.precision, name=f"layer_{i}",
             )  # fmt: skip
-            x = layer(x, keep_nz, frames_npf, num_frames, example_b, deterministic)
+            given = keep_nz, frames_npf, num_frames, example_b, deterministic, update
+            x = layer(x, *given, number)
         split = (dims["b"], num_frames, self.options.num_queries, self.options.width)
         return self.gather(x.row_bqd.reshape(split))
+
+    def number(self, x: Tokens, num_frames: int, example_b: jax.Array) -> Tokens:
+        """The example of every token and its place there, uint32 (...,2), which key its dropout.
+
+        Padding of words changes no place: queries and words of a frame have fixed ones.
+        """
+        queries = self.options.num_queries
+        stride = queries + self.options.max_positions
+
+        def pair(example: jax.Array, place: jax.Array) -> jax.Array:
+            return jnp.stack(jnp.broadcast_arrays(example, place), axis=-1).astype(jnp.uint32)
+
+        frame_n1 = jnp.tile(jnp.arange(num_frames), len(example_b))[:, None]
+        place_nq = frame_n1 * stride + jnp.arange(queries)[None]
+        row_nq2 = pair(jnp.repeat(example_b, num_frames)[:, None], place_nq)
+        if x.layout is None:
+            return Tokens(row_nq2)
+        return Tokens(row_nq2, pair(*x.layout.owners(example_b, queries, stride)), x.layout)
 
     def ask(self, num_frames: int) -> jax.Array:
         """The queries of every frame, not normalised yet, (t,q,d): MTransLLAMA, Eq. 6."""

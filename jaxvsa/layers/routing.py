@@ -38,7 +38,10 @@ class RoutingOptions:
         norm: "softmax" over the masks, or "none".
         routing: "soft" weights; "hard": in training weights drawn around one mask (Gumbel-softmax
             at `tau`), otherwise the likeliest mask alone.
-        tau: temperature of the relaxation. Deviation: constant; TRAR lowers it from 10 to 0.1.
+        tau: temperature of the relaxation, at first.
+        tau_last: after `tau_updates` updates, to which it falls linearly. TRAR's are 10 and 0.1,
+            lowered once an epoch.
+        tau_updates: see there; 0: `tau` stays.
         first_bias: initial bias of the first mask, so that a new model hardly differs from the one
             without routing.
     """
@@ -54,6 +57,8 @@ class RoutingOptions:
     norm: Literal["softmax", "none"]
     routing: Literal["soft", "hard"]
     tau: float
+    tau_last: float
+    tau_updates: int
     first_bias: float
 
     def __post_init__(self) -> None:
@@ -65,8 +70,17 @@ class RoutingOptions:
                 "routing.routing='hard' with routing.combine='hadamard': a score times zero still "
                 "takes part in the softmax, so one mask alone masks nothing; use mixture or log"
             )
-        if self.tau <= 0 or self.hidden < 0:
-            raise UserError("routing.tau must be above 0, routing.hidden at least 0")
+        if min(self.tau, self.tau_last) <= 0:
+            raise UserError("routing.tau and routing.tau_last must be above 0")
+        if min(self.hidden, self.tau_updates) < 0:
+            raise UserError("routing.hidden and routing.tau_updates must be at least 0")
+
+    def temperature(self, update: jax.Array | None) -> jax.Array | float:
+        """Of the relaxation at the update t = 0, 1, ...; `tau` where that is not known."""
+        if update is None or not self.tau_updates:
+            return self.tau
+        share = jnp.minimum(update / self.tau_updates, 1)
+        return self.tau + share * (self.tau_last - self.tau)
 
     def num_masks(self, layer: int, num_layers: int) -> int:
         """Masks that a layer chooses from; with one there is no router and nothing changes."""
@@ -111,7 +125,12 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pooled_bd: jax.Array, example_b: jax.Array, place_b: jax.Array, deterministic: bool
+        self,
+        pooled_bd: jax.Array,
+        example_b: jax.Array,
+        place_b: jax.Array,
+        deterministic: bool,
+        update: jax.Array | None = None,
     ) -> jax.Array:
         """(b,d) -> weights (b,m), at least float32; they sum to one unless `norm` is "none".
 
@@ -120,6 +139,7 @@ class Router(nn.Module):
             example_b: number of the example; keys the draws of hard routing, with the place.
             place_b: number of the row within its example.
             deterministic: nothing is drawn; otherwise from the rng collection "dropout".
+            update: number of the update; see `RoutingOptions.temperature`.
         """
         options, wide = self.options, island(pooled_bd)
         zeros = nn.initializers.zeros
@@ -143,7 +163,7 @@ class Router(nn.Module):
             bits_bm, _ = threefry_2x32((words[0], words[1]), example_b[:, None], number_bm)
             gumbel_bm = -jnp.log(-jnp.log(open_uniform(bits_bm, wide)))
             noisy_bm = jax.nn.log_softmax(logits_bm, axis=-1) + gumbel_bm
-            return jax.nn.softmax(noisy_bm / options.tau, axis=-1)
+            return jax.nn.softmax(noisy_bm / options.temperature(update), axis=-1)
         return jax.nn.softmax(logits_bm, axis=-1) if options.norm == "softmax" else logits_bm
 
 

@@ -82,6 +82,16 @@ class Layout(struct.PyTreeNode):
             num_frames,
         )  # fmt: skip
 
+    def owners(self, example_b: jax.Array, first: int, stride: int) -> tuple[jax.Array, jax.Array]:
+        """Example of every element of j, and its place there, frame x `stride` + `first` + word."""
+        groups = len(self.packed_gm)
+        length = self.packed_gm.shape[1] * groups // (len(example_b) * self.num_frames)
+        at_gj = jnp.maximum(self.row_gj, 0)
+        frame_gj = at_gj // length % self.num_frames
+        index_gj = at_gj // (length * self.num_frames)
+        example_gj = jnp.take_along_axis(example_b.reshape(groups, -1), index_gj, axis=1)
+        return example_gj, frame_gj * stride + first + at_gj % length
+
     def in_frames(self, x_gjd: jax.Array) -> jax.Array:
         """(g,w,d), the same in all frames, or (g,j,d) -> (g,j,d)."""
         if x_gjd.shape[1] == self.row_gj.shape[1]:
@@ -119,6 +129,10 @@ class Tokens(struct.PyTreeNode):
             return Tokens(row_bqd)
         word_gjd = function(self.word_gjd, *(other.word_gjd for other in others))
         return Tokens(row_bqd, word_gjd, self.layout)
+
+    def rows(self) -> Tokens:
+        """Without the words."""
+        return Tokens(self.row_bqd)
 
     def in_frames(self) -> Tokens:
         """Words of every frame, whether they are still the same or not."""

@@ -65,9 +65,10 @@ class System:
         name: key of `jaxvsa.systems.build`.
         fields: batch field -> (axis letters, dtype); the tracing test and dry runs read it.
         init: (rng, batch) -> params.
-        loss: (params, batch, rng) -> {name: Mean}; "loss" is minimised; rng None = no dropout. The
-            key is the same for all micro-batches and devices of an update: whatever is drawn must
-            also be keyed by `index_b`, the number of the example, as `layers.dropout` does.
+        loss: (params, batch, rng) -> {name: Mean}; "loss" is minimised; rng None = no dropout. In
+            training the batch holds "update", the number of the update, for what changes with it.
+            The key is the same for all micro-batches and devices of an update: whatever is drawn
+            must also be keyed by `index_b`, the number of the example, as `layers.dropout` does.
         tasks: what can be evaluated.
         shared: (params, batch) -> {name: array}: what the tasks begin with, computed once for all
             of them and added to the batch; None = they have nothing in common.

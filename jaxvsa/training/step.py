@@ -43,7 +43,7 @@ def gradients(
     rng = jax.random.fold_in(state.rng, state.step)
 
     def total(learn: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, Mean]]:
-        full = expand(system, tables, batch)
+        full = {**expand(system, tables, batch), "update": state.step}
         terms = system.loss(trees.join(learn, state.held), full, rng)
         loss = terms["loss"]
         if count > 1:

@@ -171,7 +171,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """
     if config["system"] == "mtransllama":
         weights = {key: value for key, value in config["weights"].items() if key != "routers"}
-        return {**config, "weights": weights}
+        model = dict(config["model"])
+        model["qformer"] = {"dropout": 0.0, **model["qformer"]}
+        model["routing"] = {"tau_last": 0.1, "tau_updates": 0, **model["routing"]}
+        return {**config, "weights": weights, "model": model}
     if config["system"] != "vccsa":  # the others came with format 3
         return config
     text = {key: value for key, value in config["model"]["text"].items() if key != "unroll"}

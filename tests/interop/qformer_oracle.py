@@ -27,12 +27,12 @@ SIZES: dict[str, Any] = {
     "num_layers": 4, "width": 32, "num_heads": 4, "mlp_width": 40, "num_queries": 5,
     "vocab_size": 31, "max_positions": 12, "cross_every": 2, "norm_eps": 1e-12, "max_frames": 8,
     "temporal": True, "temporal_gate": "none", "order": "s-t-c", "temporal_tokens": "query",
-    "aggregate": "concat",
+    "aggregate": "concat", "dropout": 0.0,
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
     "enabled": False, "combine": "hadamard", "orders": (0, 1, 2, 3), "schedule": "grow",
     "cross_modal": "full", "temporal": True, "pool": "query", "hidden": 6, "norm": "softmax",
-    "routing": "soft", "tau": 1.0, "first_bias": 3.0,
+    "routing": "soft", "tau": 1.0, "tau_last": 0.1, "tau_updates": 0, "first_bias": 3.0,
 }  # fmt: skip
 LORA = LoraOptions(3, 6.0, ("space", "time", "cross"))
 STILL = ("lora_", "_position")
@@ -219,9 +219,9 @@ class Video:
             word = word + table.position_embeddings.weight[None, : ids_bl.shape[1]]
             x = torch.cat([x, word.repeat_interleave(self.frames, dim=0)], dim=1)
             keep = torch.cat([keep, torch.tensor(keep_bl)], dim=1)
-            x = table.layernorm(x)
+            x = table.dropout(table.layernorm(x))
         else:
-            x = self.model.layernorm(x)
+            x = self.model.dropout(self.model.layernorm(x))
         self.keep = keep.repeat_interleave(self.frames, dim=0)
         patches = frames.reshape(-1, *frames.shape[2:])
         for i in range(options.num_layers):

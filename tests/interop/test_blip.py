@@ -17,6 +17,7 @@ from interop.qformer_oracle import (
     hf_model,
     inputs,
     make,
+    ours,
     random_params,
     without,
 )
@@ -25,6 +26,7 @@ from jaxvsa.core.errors import UserError
 from jaxvsa.core.precision import Precision
 from jaxvsa.core.trees import named, nest
 from jaxvsa.interop.blip import read_projection, read_qformer, read_vision, sizes_of, to_names
+from jaxvsa.layers import bert_blocks
 from jaxvsa.layers.lora import LoraOptions
 from jaxvsa.layers.vision import VisionOptions, VisionTransformer
 
@@ -66,6 +68,34 @@ def test_d_space_time_and_patches_with_three_changes() -> None:
     params, args = random_params(qformer), inputs(4)
     want = Video(qformer, params)(*args).detach().numpy()
     np.testing.assert_allclose(apply(qformer, params, *args), want, rtol=0, atol=5e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"vocab_size": 0, "temporal": False}, {"temporal_tokens": "all", "order": "s-c-t"}],
+)
+def test_dropout_stands_where_transformers_has_it(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides halve what they would drop from."""
+    torch = pytest.importorskip("torch")
+
+    def halve(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return x / 2 if training and p > 0 else x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", halve)
+    monkeypatch.setattr(bert_blocks, "Dropout", lambda rate, name: lambda x, *of: x / 2)
+    qformer, text = make(num_layers=2, dropout=0.1, **changes), "vocab_size" not in changes
+    params, args = random_params(qformer, text), inputs(3, text)
+    video = Video(qformer, params)
+    want = {}
+    for training in (True, False):
+        video.model.train(training)
+        want[training] = video(*args).detach().numpy()
+        got = qformer.apply({"params": params}, *ours(*args), not training)
+        np.testing.assert_allclose(got, want[training], rtol=0, atol=5e-5)
+    assert np.abs(want[True] - want[False]).max() > 0.1
 
 
 ROUTED = {"enabled": True, "schedule": "all"}

@@ -27,7 +27,7 @@ def options(**changes: Any) -> RoutingOptions:
     fields: dict[str, Any] = {
         "enabled": True, "combine": "mixture", "orders": (0, 1, 2, 3), "schedule": "grow",
         "cross_modal": "full", "temporal": True, "pool": "query", "hidden": 5, "norm": "softmax",
-        "routing": "soft", "tau": 1.0, "first_bias": 3.0,
+        "routing": "soft", "tau": 1.0, "tau_last": 0.1, "tau_updates": 0, "first_bias": 3.0,
     }  # fmt: skip
     return RoutingOptions(**{**fields, **changes})
 
@@ -154,13 +154,31 @@ def test_hard_routing_takes_one_mask_and_draws_by_its_odds() -> None:
     np.testing.assert_array_equal(again, draw[::-1])  # keyed by the example, not by the row
 
 
+def test_temperature_falls_to_its_last_value() -> None:
+    falling = {"tau": 10.0, "tau_last": 0.1, "tau_updates": 50}
+    given = options(routing="hard", combine="log", **falling)
+    at = [float(given.temperature(jnp.asarray(t))) for t in (0, 25, 50, 80)]
+    np.testing.assert_allclose(at, [10, 5.05, 0.1, 0.1], rtol=1e-5)
+    assert given.temperature(None) == options(tau=10.0).temperature(jnp.asarray(80)) == 10
+    rows = jnp.ones((6, 7)), jnp.arange(6), jnp.arange(6)
+    router, rngs = Router(3, given), {"dropout": jax.random.key(1)}
+    params = router.init(jax.random.key(0), *rows, True)
+    for update, tau in ((0, 10.0), (25, 5.05), (70, 0.1)):
+        got = router.apply(params, *rows, False, jnp.asarray(update), rngs=rngs)
+        still = Router(3, options(routing="hard", combine="log", tau=tau))
+        want = still.apply(params, *rows, False, rngs=rngs)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes,match",
     [
         ({"orders": (1, 2)}, "the first must be 0"),
         ({"routing": "hard", "combine": "hadamard"}, "masks nothing"),
-        ({"tau": 0.0}, "tau"),
-        ({"hidden": -1}, "routing.hidden at least 0"),
+        ({"tau": 0.0}, "routing.tau and routing.tau_last must be above 0"),
+        ({"tau_last": -1.0}, "routing.tau and routing.tau_last must be above 0"),
+        ({"hidden": -1}, "routing.hidden and routing.tau_updates must be at least 0"),
+        ({"tau_updates": -1}, "routing.hidden and routing.tau_updates must be at least 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(changes: dict[str, Any], match: str) -> None:

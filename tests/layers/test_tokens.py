@@ -35,6 +35,15 @@ def test_layout_by_hand() -> None:
     ]
 
 
+def test_owners_by_hand() -> None:
+    """Examples 10 to 13; a frame has five places, of which words have the last four."""
+    layout = Layout.of(WORDS, 2)
+    example_gj, place_gj = layout.owners(jnp.arange(10, 14), 1, 5)
+    real_gj = layout.row_gj >= 0
+    assert example_gj[real_gj].tolist() == [10, 10, 10, 11, 10, 10, 10, 11, 12, 12, 12, 12]
+    assert place_gj[real_gj].tolist() == [1, 2, 3, 1, 6, 7, 8, 6, 1, 2, 6, 7]
+
+
 def test_words_behind_the_rows_of_every_frame() -> None:
     word_gjd = jnp.arange(1.0, 21.0).reshape(2, 10, 1)
     tokens = Tokens(jnp.full((8, 1, 1), -1.0), word_gjd, Layout.of(WORDS, 2))
@@ -133,6 +142,36 @@ def test_packed_words_give_what_padded_rows_give(
             np.testing.assert_allclose(
                 grad / scale, wanted / scale, rtol=1e-5, atol=1e-5, err_msg=path
             )
+
+
+@pytest.mark.parametrize("changes", [{}, {"temporal_tokens": "all", "order": "s-c-t"}])
+def test_layout_changes_nothing_that_is_dropped(changes: dict[str, Any]) -> None:
+    """Packed, padded, or one example alone with its words cut to their length."""
+    qformer = make(num_layers=2, dropout=0.3, **changes)
+    params = jax.tree.map(jnp.asarray, random_params(qformer))
+    frames, ids_bl, keep_bl, example_b = rectangle()
+    padded = Words.rectangle(jnp.asarray(ids_bl), jnp.asarray(keep_bl))
+
+    @functools.partial(jax.jit, static_argnames=("deterministic", "key"))
+    def run(words: Words, *args: Any, deterministic: bool = False, key: int = 1) -> jax.Array:
+        rngs = {"dropout": jax.random.key(key)}
+        frames, example_b = args
+        given = {"params": params}, frames, words, example_b, deterministic
+        return qformer.apply(*given, rngs=rngs)  # type: ignore[return-value]
+
+    want = run(padded, frames, example_b)
+    np.testing.assert_allclose(run(packed(2, 7, 9), frames, example_b), want, rtol=1e-5, atol=1e-5)
+    length = LENGTHS[2]
+    alone = Words.rectangle(ids_bl[2:3, :length], keep_bl[2:3, :length])
+    np.testing.assert_allclose(
+        run(alone, frames[2:3], example_b[2:3]), want[2:3], rtol=1e-5, atol=1e-5
+    )
+    for other in (
+        run(padded, frames, example_b, key=2),
+        run(padded, frames, example_b + 1),
+        run(padded, frames, example_b, deterministic=True),
+    ):
+        assert (np.abs(other - want).max(axis=(1, 2)) > 0.1).all()
 
 
 def test_what_stands_between_and_behind_packed_words_changes_nothing() -> None:

@@ -53,6 +53,22 @@ def begin(system: System, tx: Any) -> State:
     return start(system, tx, system.init(None, None), jax.random.key(0))
 
 
+def test_loss_is_told_the_number_of_the_update() -> None:
+    """A factor that grows with it, for which the loss of an update is known."""
+    tx, plain = optax.sgd(0.0), linear()
+
+    def loss(params: Any, batch: Any, rng: Any) -> dict[str, Mean]:
+        found = plain.loss(params, batch, rng)["loss"]
+        return {"loss": Mean(found.total * (1 + batch["update"]), found.weight)}
+
+    system, tables = linear(loss=loss), {"rows": jnp.asarray(TABLE)}
+    state, losses = begin(system, tx), []
+    for _ in range(3):
+        state, terms = jax.jit(lambda s: train_step(system, tx, s, tables, BATCH))(state)
+        losses.append(terms["loss"].compute())
+    np.testing.assert_allclose(losses, losses[0] * np.array([1, 2, 3]), rtol=1e-6)
+
+
 def test_gradient_is_the_mean_over_real_examples() -> None:
     tx = optax.sgd(1.0)
     grads, terms = gradients(linear(), begin(linear(), tx), {"rows": jnp.asarray(TABLE)}, BATCH)

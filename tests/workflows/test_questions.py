@@ -303,7 +303,10 @@ DEVICES = {
 
 
 def course(clips_root: Path, image_run: Path, tmp_path: Path, count: int, more: str) -> Any:
-    given = small.flags(clips_root, f"weights.base={image_run}", "mesh.data=-1", small.ROUTED)
+    given = small.flags(
+        clips_root, f"weights.base={image_run}", "mesh.data=-1", small.ROUTED,
+        "model.qformer.dropout=0.1",
+    )  # fmt: skip
     return trajectory(clips_root, tmp_path, count, *given, *more.split(), spec=f"{small.SPEC}:demo")
 
 

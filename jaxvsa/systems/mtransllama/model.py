@@ -143,18 +143,21 @@ class Clip(struct.PyTreeNode):
         frames_btpf: what the vision transformer makes of them, bfloat16.
         words: dialogue and question for the Q-Former; None without text.
         example_b: int32, number of the example.
+        update: int32, number of the update; None outside of training.
     """
 
     pixel_bti: jax.Array | None
     frames_btpf: jax.Array | None
     words: Words | None
     example_b: jax.Array
+    update: jax.Array | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, jax.Array], reads_words: bool) -> Clip:
         """From a batch of `QuestionExamples`."""
         words = Words(batch["ids_gw"], batch["word_bl"]) if reads_words else None
-        return cls(batch.get("pixel_bti"), batch.get("frames_btpf"), words, batch["index_b"])
+        seen = batch.get("pixel_bti"), batch.get("frames_btpf")
+        return cls(*seen, words, batch["index_b"], batch.get("update"))
 
 
 class MTransLLAMA(nn.Module):
@@ -200,7 +203,9 @@ class MTransLLAMA(nn.Module):
             if clip.pixel_bti is None:
                 raise ValueError("a clip has neither pixels nor features")
             frames_btpf = self.see(clip.pixel_bti)
-        token_bqd = self.qformer(frames_btpf, clip.words, clip.example_b, deterministic)
+        token_bqd = self.qformer(
+            frames_btpf, clip.words, clip.example_b, deterministic, clip.update
+        )
         return self.project(token_bqd.astype(self.options.frozen.compute_dtype))
 
     def prefix(

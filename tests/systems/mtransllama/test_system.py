@@ -234,6 +234,21 @@ def test_eight_questions_are_learned_by_heart() -> None:
     assert right == 1, f"{right:.2f} of the answers after {number} updates"
 
 
+def test_temperature_of_hard_routing_falls_with_the_updates() -> None:
+    hard = {"routing": "hard", "combine": "log", "tau": 10.0, "tau_last": 0.1, "tau_updates": 6}
+    changes = [hard, {**hard, "tau": 5.05, "tau_updates": 0}]
+    params, batch = jax.tree.map(jnp.asarray, whole()[1:])
+    found = []
+    for routing in changes:
+        system = tiny.system(model={"routing": routing})
+        loss = jax.jit(lambda t, of=system: of.loss(params, batch | t, jax.random.key(0))["loss"])
+        found.append([float(loss({"update": jnp.asarray(t)}).total) for t in (0, 3, 6)])
+    falling, still = found
+    assert still[0] == still[1] == still[2]
+    np.testing.assert_allclose(falling[1], still[1], rtol=1e-5)
+    assert min(abs(falling[0] - falling[1]), abs(falling[1] - falling[2])) > 1e-4
+
+
 @functools.cache
 def paper() -> tuple[System, Any, dict[str, Any]]:
     """The published setting with InstructBLIP's tables: system, shapes of parameters and batch."""
