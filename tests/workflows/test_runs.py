@@ -1,13 +1,15 @@
 """The run directory: what is not one, or was edited, is refused by file."""
 
+import copy
 import shutil
 
 import pytest
 from rich.console import Console
 
+from jaxvsa.core.config import load_config, to_plain
 from jaxvsa.core.errors import UserError
 from jaxvsa.workflows.fit import fit
-from jaxvsa.workflows.runs import RunFolder
+from jaxvsa.workflows.runs import RunFolder, upgraded
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,14 @@ def test_two_processes_do_not_train_in_one_folder(tiny, tmp_path):
         assert not (run / "config.json").exists()
     with RunFolder(run).held():  # what is left behind holds nobody up
         pass
+
+
+@pytest.mark.parametrize("variant", ["demo", "mustard"])
+def test_recorded_configuration_gets_the_keys_that_have_come_since(variant):
+    now = to_plain(load_config(f"configs/mtransllama.py:{variant}"))
+    older = copy.deepcopy(now)
+    del older["model"]["qformer"]["dropout"]
+    del older["model"]["routing"]["tau_last"], older["model"]["routing"]["tau_updates"]
+    older["weights"]["routers"] = True
+    before = copy.deepcopy(older)
+    assert upgraded(older) == upgraded(now) == now and older == before
