@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -35,6 +36,25 @@ def test_padding_of_the_text_and_other_rows_change_nothing() -> None:
     )
     alone = apply(qformer, params, frames[1:], ids_bl[1:, :4], keep_bl[1:, :4], example_b[1:])
     np.testing.assert_allclose(alone, whole[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_every_frame_is_dropped_anew() -> None:
+    """Three times the same frame, without positions."""
+    qformer = make(num_layers=1, dropout=0.3)
+    params = jax.tree.map(jnp.asarray, without(random_params(qformer), "frame_position"))
+    frames, *rest = inputs(3)
+    given = ours(np.repeat(frames[:, :1], 3, axis=1), *rest)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(deterministic: bool) -> jax.Array:
+        rngs = {"dropout": jax.random.key(0)}
+        found = qformer.apply({"params": params}, *given, deterministic, rngs=rngs)
+        return jnp.reshape(found, (2, 3, 5, -1))  # type: ignore[arg-type]
+
+    for deterministic in (True, False):
+        first, second, third = jnp.moveaxis(run(deterministic), 1, 0)
+        apart = [np.abs(a - b).max() for a, b in ((first, second), (second, third))]
+        assert max(apart) < 1e-5 if deterministic else min(apart) > 0.1
 
 
 @pytest.mark.parametrize("gate", ["none", "zero"])
