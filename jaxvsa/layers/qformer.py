@@ -121,13 +121,12 @@ class QFormerLayer(nn.Module):
             number: of the tokens `x`, see `QFormer.number`; None: nothing is dropped.
         """
         options = self.options
-        shared = (self.lora, self.routing.combine, options.norm_eps, self.precision)
+        kind = options.norm_eps, self.precision, options.dropout
+        shared = (self.lora, self.routing.combine, *kind)
         drawn = deterministic, update
-        own = AttentionBlock(
-            options.num_heads, ("space", "time"), *shared, options.dropout, name="attention"
-        )
+        own = AttentionBlock(options.num_heads, ("space", "time"), *shared, name="attention")
         weight_nm, sees_mqz = self.route_space(x, keep_nz, num_frames, example_b, *drawn)
-        network = functools.partial(FeedForward, options.mlp_width, *shared[2:], options.dropout)
+        network = functools.partial(FeedForward, options.mlp_width, *kind)
         asks = x.rows() if self.last else x
         number = number if number is None or not self.last else number.rows()
         if self.last and self.is_initializing() and x.word_gjd is not None:
@@ -146,9 +145,7 @@ class QFormerLayer(nn.Module):
         def to_patches(x: Tokens) -> Tokens:
             if not self.crosses:
                 return x
-            cross = AttentionBlock(
-                options.num_heads, ("cross",), *shared, options.dropout, name="cross"
-            )
+            cross = AttentionBlock(options.num_heads, ("cross",), *shared, name="cross")
             every_np = jnp.ones(frames_npf.shape[:2], bool)
             asks, count = only_rows(x, number)
             found = cross(asks, Tokens(frames_npf), every_np, "cross", number=count)
